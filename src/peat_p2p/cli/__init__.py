@@ -1,0 +1,1 @@
+"""The `peat` command: one file per command."""

@@ -1,0 +1,1 @@
+"""Packages as content: digests, chunking, manifests, the chunk store."""

@@ -1,0 +1,1 @@
+"""What documents mean: heartbeats, holdings, commands, receipts; who is alive, who holds what. Pure."""

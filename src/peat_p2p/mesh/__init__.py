@@ -1,0 +1,1 @@
+"""Links between sidecars: handshake, state exchange, priorities, discovery."""

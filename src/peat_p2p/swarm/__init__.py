@@ -1,0 +1,1 @@
+"""How bytes cross between agents: the libtorrent engine, peer choice, metadata exchange."""

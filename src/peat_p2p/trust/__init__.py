@@ -1,0 +1,1 @@
+"""The formation: certificates, roles, signatures, revocation."""

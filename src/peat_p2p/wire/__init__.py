@@ -1,0 +1,1 @@
+"""Generated protobuf and Connect code, and the translations at that edge."""
