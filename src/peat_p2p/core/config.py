@@ -48,7 +48,7 @@ class NodeConfig:
             raise ConfigError("--dev makes a throw-away formation, --formation names a real one: give one of the two")
         if not self.dev and self.formation is None:
             raise ConfigError(
-                "no certificates: give --formation DIR (made by `peat formation issue`), or --dev for a throw-away formation"
+                "no certificates: give --formation DIR (`peat formation issue` makes it), or --dev for a throw-away one"
             )
         if self.node_id and not _NAME.fullmatch(self.node_id):
             raise ConfigError(f"node id {self.node_id!r}: letters, digits, '.', '_' and '-' only, at most 63")

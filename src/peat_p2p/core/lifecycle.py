@@ -59,7 +59,7 @@ async def run_until_stopped(
 
 
 def read_endpoints(file: Path) -> Endpoints:
-    """Read the addresses of a running process. Raises NotFoundError when none runs there, ConfigError when unreadable."""
+    """Read the addresses of a running process. Raises NotFoundError (none runs) or ConfigError (unreadable)."""
     try:
         raw = json.loads(file.read_bytes())
     except FileNotFoundError:
