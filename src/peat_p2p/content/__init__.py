@@ -1,1 +1,1 @@
-"""Packages as content: digests, chunking, manifests, the chunk store."""
+"""Packages as content: indexes, manifests, chunks, the store, publishing and materializing."""
