@@ -1,0 +1,67 @@
+"""What an agent can be told.
+
+Owns the settings of `peat agent` that are its own; those shared by every service are in `core.config`. Only checks
+values, does not look at the machine.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peat_p2p import __version__
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.config import LOOPBACK, NodeConfig
+from peat_p2p.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """The agent's settings. `sidecar` is the URL of its own sidecar's API. Raises ConfigError when a value is wrong.
+
+    `heartbeat_interval_s` is the time between heartbeats when nothing changes; a change is pushed at once. Limits are
+    bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back.
+    """
+
+    node: NodeConfig
+    sidecar: str
+    heartbeat_interval_s: float = 30.0
+    heartbeat_jitter: float = 0.1
+    download_limit: int = 0
+    upload_limit: int = 0
+    arch: str = field(default_factory=platform.machine)
+    metadata_listen: HostPort = LOOPBACK
+    agent_version: str = __version__
+    classification: str = ""
+    run_mode: str = ""
+    keep_deployments: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.sidecar:
+            raise ConfigError("the agent needs the address of its sidecar: --sidecar http://HOST:PORT or unix:///PATH")
+        if not 0.05 <= self.heartbeat_interval_s <= 86_400:
+            raise ConfigError(f"heartbeat interval {self.heartbeat_interval_s} s is outside 0.05 to 86400")
+        if not 0 <= self.heartbeat_jitter < 1:
+            raise ConfigError(f"heartbeat jitter {self.heartbeat_jitter} is outside 0 to 1")
+        if self.download_limit < 0 or self.upload_limit < 0:
+            raise ConfigError("a rate limit is a number of bytes per second, 0 for none")
+        if self.keep_deployments < 0:
+            raise ConfigError("keep-deployments is a number of old versions, 0 for none")
+        if not self.arch:
+            raise ConfigError("the agent's architecture is empty; give --arch")
+
+    @property
+    def store_root(self) -> Path:
+        """The chunk store's folder."""
+        return self.node.data_dir / "store"
+
+    @property
+    def deployments_root(self) -> Path:
+        """Where deployed packages are unpacked."""
+        return self.node.data_dir / "deployments"
+
+    @property
+    def state_root(self) -> Path:
+        """Where the agent keeps its own small files."""
+        return self.node.data_dir / "agent"

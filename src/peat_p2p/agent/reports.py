@@ -1,0 +1,177 @@
+"""What the sidecar should hold about this agent, against what it does hold.
+
+Owns the rule of reporting: the difference between the two is written, nothing else, and nothing is queued. An entry that
+changes while it waits is simply newer when its turn comes. When the sidecar goes away, what it holds becomes unknown;
+when it is back and its snapshot has been read, the difference says what it lost. So a push in full, a push of one field
+and a repair after the sidecar lost its data are the same thing. Synchronous; knows no transport and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Fields: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """The name of one document."""
+
+    collection: str
+    doc_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Effect: merge `fields` into the document."""
+
+    key: Key
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Effect: delete the document."""
+
+    key: Key
+
+
+Write: TypeAlias = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    fields: Fields
+    only_if_exists: bool
+
+
+# The order in which things are told after a long silence: what was ordered, what is alive, what is had.
+_URGENCY = {"receipts": 0, "commands": 0, "platforms": 1, "deployments": 2, "manifests": 3, "packages": 4}
+
+
+class ReportBook:
+    """The two sides of the comparison and the set of documents in which they differ."""
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        self._wanted: dict[Key, _Wanted] = {}
+        self._held: dict[Key, Fields] = {}  # what the sidecar holds, of the documents that are ours to write
+        self._dirty: set[Key] = set()
+        self._in_flight: set[Key] = set()
+        self._synced = False
+
+    @property
+    def synced(self) -> bool:
+        """Whether what the sidecar holds is known."""
+        return self._synced
+
+    def want(self, key: Key, fields: Fields, *, only_if_exists: bool = False) -> None:
+        """The document shall have these fields. With `only_if_exists`, only while somebody else's document is there."""
+        entry = _Wanted(dict(fields), only_if_exists)
+        if self._wanted.get(key) != entry:
+            self._wanted[key] = entry
+            self._dirty.add(key)
+
+    def unwant(self, key: Key) -> None:
+        """Nothing is wanted of the document any more; if it is one of this agent's own it shall go away."""
+        if self._wanted.pop(key, None) is not None:
+            self._dirty.add(key)
+
+    def wanted(self, collection: str) -> list[str]:
+        """The ids of the documents wanted in a collection."""
+        return [key.doc_id for key in self._wanted if key.collection == collection]
+
+    def is_own(self, key: Key) -> bool:
+        """Whether this agent alone writes the document, and so may delete it."""
+        if key.collection in ("packages", "deployments"):
+            return key.doc_id.startswith(f"{self.agent_id}:")
+        return key.collection == "receipts" and key.doc_id.endswith(f":{self.agent_id}")
+
+    def saw(self, key: Key, fields: Fields | None) -> None:
+        """The sidecar says what it holds: its fields, or None when the document is not there."""
+        if fields is None:
+            self._held.pop(key, None)
+        elif key in self._wanted or self.is_own(key) or key.collection in ("commands", "manifests"):
+            self._held[key] = fields
+        else:
+            return
+        self._dirty.add(key)
+
+    def lost(self) -> None:
+        """The sidecar went away: what it holds is unknown, and what it holds when it is back may be anything."""
+        self._held.clear()
+        self._in_flight.clear()
+        self._dirty = {key for key in self._wanted if key.collection == "platforms"}
+        self._synced = False
+
+    def snapshot_complete(self) -> None:
+        """Every document the sidecar held when it was last found has been shown by `saw`."""
+        self._synced = True
+        self._dirty.update(self._wanted)
+        self._dirty.update(self._held)
+
+    def take(self, limit: int) -> list[Write]:
+        """Up to `limit` writes that are due now, most urgent first. Each must be answered by `wrote` or `failed`.
+
+        Before the snapshot is complete only the heartbeat goes out, whole: being seen alive does not wait.
+        """
+        if not self._synced:
+            due = [key for key in self._dirty if key.collection == "platforms"]
+        else:
+            due = list(self._dirty)
+        writes: list[Write] = []
+        for key in sorted(due, key=lambda key: (_URGENCY.get(key.collection, 5), key)):
+            if len(writes) == limit:
+                break
+            if key in self._in_flight:
+                continue
+            write = self._difference(key)
+            if write is None:
+                self._dirty.discard(key)
+                continue
+            writes.append(write)
+            self._in_flight.add(key)
+            self._dirty.discard(key)
+        return writes
+
+    def wrote(self, write: Write) -> None:
+        """The sidecar has accepted `write`."""
+        key = write.key
+        if key not in self._in_flight:
+            return  # the sidecar was lost since: whether it kept this is no longer known
+        self._in_flight.discard(key)
+        if isinstance(write, Delete):
+            self._held.pop(key, None)
+        else:
+            self._held[key] = {**self._held.get(key, {}), **write.fields}
+        # It may have changed again meanwhile; `take` finds out.
+        self._dirty.add(key)
+
+    def failed(self, write: Write) -> None:
+        """The sidecar did not take `write`; it stays due, in the form it will have by then."""
+        if write.key in self._in_flight:
+            self._in_flight.discard(write.key)
+            self._dirty.add(write.key)
+
+    def refused(self, write: Write) -> None:
+        """The sidecar will never take `write` as it is: it is not offered again until what is wanted changes."""
+        self._in_flight.discard(write.key)
+
+    def _difference(self, key: Key) -> Write | None:
+        wanted, held = self._wanted.get(key), self._held.get(key)
+        if wanted is None:
+            return Delete(key) if held is not None and self.is_own(key) else None
+        if held is None:
+            return None if wanted.only_if_exists else Put(key, wanted.fields)
+        changed = {name: value for name, value in wanted.fields.items() if name not in held or held[name] != value}
+        return Put(key, changed) if changed else None
+
+
+def next_beat(now: float, interval: float, jitter: float, chance: float) -> float:
+    """When the next heartbeat is due: `interval` from `now`, moved by up to `jitter` of it. `chance` is in [0, 1).
+
+    Agents that start together would otherwise beat together for ever.
+    """
+    return now + interval * (1 + jitter * (2 * chance - 1))
