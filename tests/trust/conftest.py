@@ -1,0 +1,48 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.formation import Formation
+from peat_p2p.trust.identity import Role
+
+NOW = float(int(time.time()))  # real: OpenSSL looks at the machine's clock
+
+Issue = Callable[..., NodeCredentials]
+
+
+@pytest.fixture(scope="session")
+def now() -> float:
+    return NOW
+
+
+@pytest.fixture(scope="session")
+def formation(tmp_path_factory: pytest.TempPathFactory) -> Formation:
+    return Formation.init(tmp_path_factory.mktemp("formation"), "alpha", NOW)
+
+
+@pytest.fixture(scope="session")
+def issue(formation: Formation, tmp_path_factory: pytest.TempPathFactory) -> Issue:
+    """Credentials of a node with the given roles, of the given (or the common) formation, made once each."""
+    made: dict[tuple[object, ...], NodeCredentials] = {}
+
+    def credentials(
+        node_id: str, *roles: Role, of: Formation | None = None, agents: tuple[str, ...] = ()
+    ) -> NodeCredentials:
+        chosen = of or formation
+        key = (chosen.directory, node_id, roles, agents)
+        if key not in made:
+            out: Path = tmp_path_factory.mktemp(f"node-{node_id}")
+            chosen.issue(node_id, roles or (Role.AGENT,), out, agents=agents, at=NOW, replace=True)
+            made[key] = NodeCredentials.load(out, NOW)
+        return made[key]
+
+    return credentials
+
+
+@pytest.fixture(scope="session")
+def other_formation(tmp_path_factory: pytest.TempPathFactory) -> Formation:
+    """Another formation that took the same name: only the CA's key tells them apart."""
+    return Formation.init(tmp_path_factory.mktemp("other"), "alpha", NOW)
