@@ -211,9 +211,8 @@ class CommandDesk:
         if _expired(order, now):
             if known is None and (not order.single or status >= Status.COMPLETED):
                 return []  # over before this agent saw it, or told long ago
-            return effects + self._end(
-                order, Status.FAILED, f"expired before this agent saw it ({_age(order, now)})", now
-            )
+            reason = f"expired before this agent saw it ({now - order.expires_at} s ago)"
+            return effects + self._end(order, Status.FAILED, reason, now)
         if order.type not in _TYPES:
             reason = f"this agent does not know commands of type {order.type!r} (it knows {', '.join(_TYPES)})"
             return effects + self._end(order, Status.FAILED, reason, now)
@@ -307,10 +306,6 @@ def order_fields(payload: Mapping[str, object]) -> dict[str, str]:
 
 def _expired(order: Order, now: int) -> bool:
     return 0 < order.expires_at <= now
-
-
-def _age(order: Order, now: int) -> str:
-    return f"{now - order.expires_at} s ago"
 
 
 def _report(record: Record) -> Report:

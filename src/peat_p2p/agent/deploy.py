@@ -1,9 +1,9 @@
 """Deployed packages on disk.
 
-Owns the folder of deployments: `NAME/VERSION-DIGEST8` is one unpacked version, `NAME/VERSION-DIGEST8.json` says what it is,
-and the symbolic link `NAME/current` is the one that counts. The disk is the only record: a version is in force when the
-link points to it, and the link moves by one rename, so whatever the moment of a crash `current` is the old version whole
-or the new one whole. Blocking; callers run it in a thread. Must not know commands or documents.
+Owns the folder of deployments: `NAME/VERSION-DIGEST8` is one unpacked version, `NAME/VERSION-DIGEST8.json` says what it
+is, and the symbolic link `NAME/current` is the one that counts. The disk is the only record: a version is in force when
+the link points to it, and the link moves by one rename, so whatever the moment of a crash `current` is the old version
+whole or the new one whole. Blocking; callers run it in a thread. Must not know commands or documents.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Deployments:
     def _prune(self, folder: Path) -> None:
         in_force = (folder / CURRENT).readlink().name
         old = [version for version in _versions(folder) if version.name != in_force]
-        old.sort(key=lambda version: _deployed_at(version), reverse=True)
+        old.sort(key=_deployed_at, reverse=True)
         for version in old[self._keep :]:
             _remove_version(version)
 

@@ -1,9 +1,9 @@
 """What the sidecar should hold about this agent, against what it does hold.
 
-Owns the rule of reporting: the difference between the two is written, nothing else, and nothing is queued. An entry that
-changes while it waits is simply newer when its turn comes. When the sidecar goes away, what it holds becomes unknown;
-when it is back and its snapshot has been read, the difference says what it lost. So a push in full, a push of one field
-and a repair after the sidecar lost its data are the same thing. Synchronous; knows no transport and no clock.
+Owns the rule of reporting: the difference between the two is written, nothing else, and nothing is queued. An entry
+that changes while it waits is simply newer when its turn comes. When the sidecar goes away, what it holds becomes
+unknown; when it is back and its snapshot has been read, the difference says what it lost. So a push in full, a push of
+one field and a repair after the sidecar lost its data are the same thing. Synchronous; knows no transport and no clock.
 """
 
 from __future__ import annotations
@@ -117,10 +117,7 @@ class ReportBook:
 
         Before the snapshot is complete only the heartbeat goes out, whole: being seen alive does not wait.
         """
-        if not self._synced:
-            due = [key for key in self._dirty if key.collection == "platforms"]
-        else:
-            due = list(self._dirty)
+        due = [key for key in self._dirty if self._synced or key.collection == "platforms"]
         writes: list[Write] = []
         for key in sorted(due, key=lambda key: (_URGENCY.get(key.collection, 5), key)):
             if len(writes) == limit:

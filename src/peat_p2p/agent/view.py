@@ -1,0 +1,210 @@
+"""What this agent knows of the fleet.
+
+Owns a copy, in memory, of the documents an agent decides by: manifests, holdings, heartbeats and commands, kept by one
+subscription. When the sidecar is away the copy stays as it was, so that transfers go on with the peers last known; when
+it is back, what its snapshot no longer has goes away. Documents are data from others: a field of the wrong kind counts
+as absent, and a manifest counts only after its signature was checked. Must not know who feeds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peat_p2p.content.manifest import Manifest, open_manifest
+from peat_p2p.core.clock import Clock
+from peat_p2p.core.errors import NotFoundError, PeatError, UntrustedError
+from peat_p2p.trust.anchor import TrustAnchor
+
+COLLECTIONS = ("commands", "receipts", "manifests", "packages", "platforms", "deployments")
+ANY_ARCH = "any"
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownManifest:
+    """A manifest whose signature and role were checked here. `digest` is `blake3:HEX`."""
+
+    manifest: Manifest
+    digest: str
+    publisher: str
+    envelope: dict[str, Any]
+
+
+class Changes:
+    """Wakes whoever waits for anything to change."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        """Something changed."""
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    def next(self) -> asyncio.Event:
+        """An event that is set at the next change. Take it before looking, wait on it after."""
+        return self._event
+
+
+class FleetView:
+    """Documents by collection and id, with what is looked up often beside them."""
+
+    def __init__(self, agent_id: str, anchor: TrustAnchor, clock: Clock) -> None:
+        self.agent_id = agent_id
+        self.changes = Changes()
+        self.synced = False
+        self._anchor = anchor
+        self._clock = clock
+        self._documents: dict[str, dict[str, Fields]] = {name: {} for name in COLLECTIONS}
+        self._fresh: dict[str, set[str]] | None = None
+        self._holders: dict[str, set[str]] = {}  # manifest digest -> ids of the packages documents that name it
+        self._by_name: dict[str, set[str]] = {}  # package name -> ids of the manifests documents that claim it
+        self._opened: dict[str, KnownManifest | PeatError] = {}
+
+    def begin_snapshot(self) -> None:
+        """A snapshot begins: what it does not show will be gone."""
+        self._fresh = {name: set() for name in COLLECTIONS}
+        self.synced = False
+
+    def end_snapshot(self) -> list[tuple[str, str]]:
+        """The snapshot has been read. Returns the (collection, id) of what was known and is gone."""
+        fresh, self._fresh = self._fresh, None
+        gone: list[tuple[str, str]] = []
+        if fresh is not None:
+            for name, documents in self._documents.items():
+                gone += [(name, doc_id) for doc_id in documents if doc_id not in fresh[name]]
+        for collection, doc_id in gone:
+            self.apply(collection, doc_id, None)
+        self.synced = True
+        self.changes.notify()
+        return gone
+
+    def apply(self, collection: str, doc_id: str, fields: Fields | None) -> None:
+        """A document is there (again), or, with None, is gone."""
+        documents = self._documents.get(collection)
+        if documents is None:
+            return
+        before = documents.get(doc_id)
+        if fields is None:
+            documents.pop(doc_id, None)
+        else:
+            documents[doc_id] = fields
+            if self._fresh is not None:
+                self._fresh[collection].add(doc_id)
+        if collection == "packages":
+            _reindex(self._holders, doc_id, _text(before, "manifest"), _text(fields, "manifest"))
+        elif collection == "manifests":
+            _reindex(self._by_name, doc_id, _text(before, "name"), _text(fields, "name"))
+            self._opened.pop(doc_id, None)
+        self.changes.notify()
+
+    def get(self, collection: str, doc_id: str) -> Fields | None:
+        """A document, if it is known."""
+        return self._documents[collection].get(doc_id)
+
+    def all(self, collection: str) -> Mapping[str, Fields]:
+        """The documents of a collection by id."""
+        return self._documents[collection]
+
+    def holders(self, manifest_digest: str) -> Iterator[Fields]:
+        """The holdings of one package version, this agent's own left out."""
+        for doc_id in sorted(self._holders.get(manifest_digest, ())):
+            fields = self._documents["packages"][doc_id]
+            if _text(fields, "agent_id") not in ("", self.agent_id):
+                yield fields
+
+    def manifest(self, digest: str) -> KnownManifest:
+        """The manifest with this digest. Raises NotFoundError, or UntrustedError when it does not verify."""
+        return self._open(digest.removeprefix("blake3:"))
+
+    def manifests(self) -> list[KnownManifest]:
+        """Every manifest that verifies, the newest first."""
+        opened = (self._try(doc_id) for doc_id in self._documents["manifests"])
+        return _newest_first([known for known in opened if known is not None])
+
+    def resolve(self, name: str, version: str, arch: str, own_arch: str) -> KnownManifest:
+        """The package version that is meant: without version the newest, without arch this agent's own or "any".
+
+        Raises NotFoundError; UntrustedError when all there is does not verify.
+        """
+        candidates: list[KnownManifest] = []
+        refused: PeatError | None = None
+        for doc_id in self._by_name.get(name, ()):
+            if version and _text(self._documents["manifests"][doc_id], "version") != version:
+                continue
+            try:
+                candidates.append(self._open(doc_id))
+            except PeatError as error:
+                refused = error
+        # What the document claims only led here; what is signed counts.
+        candidates = [
+            known
+            for known in candidates
+            if known.manifest.name == name and (not version or known.manifest.version == version)
+        ]
+        wanted = (arch,) if arch else (own_arch, ANY_ARCH)
+        for known in _newest_first(candidates):
+            if known.manifest.arch in wanted:
+                return known
+        what = f"{name}:{version}" if version else name
+        if candidates:
+            archs = ", ".join(sorted({known.manifest.arch for known in candidates}))
+            raise NotFoundError(f"{what} is published for {archs}, not for {' or '.join(wanted)}")
+        if refused is not None:
+            raise UntrustedError(f"{what}: its manifest is not to be trusted: {refused}") from refused
+        raise NotFoundError(f"{what} is not known here: nobody in reach has published it")
+
+    def _try(self, doc_id: str) -> KnownManifest | None:
+        try:
+            return self._open(doc_id)
+        except PeatError:
+            return None
+
+    def _open(self, doc_id: str) -> KnownManifest:
+        opened = self._opened.get(doc_id)
+        if opened is None:
+            opened = self._check(doc_id)
+            if not isinstance(opened, NotFoundError):
+                self._opened[doc_id] = opened
+        if isinstance(opened, PeatError):
+            raise opened
+        return opened
+
+    def _check(self, doc_id: str) -> KnownManifest | PeatError:
+        fields = self._documents["manifests"].get(doc_id)
+        if fields is None:
+            return NotFoundError(f"no manifest blake3:{doc_id} is known here")
+        envelope = fields.get("envelope")
+        try:
+            if not isinstance(envelope, dict):
+                raise UntrustedError(f"manifest document {doc_id} has no signed envelope")
+            manifest, digest, publisher = open_manifest(envelope, self._anchor, self._clock.wall())
+            if digest != f"blake3:{doc_id}":
+                raise UntrustedError(f"manifest document {doc_id} holds another manifest ({digest})")
+        except PeatError as error:
+            return error
+        return KnownManifest(manifest, digest, publisher.node_id, envelope)
+
+
+def _text(fields: Fields | None, name: str) -> str:
+    value = fields.get(name) if fields is not None else None
+    return value if isinstance(value, str) else ""
+
+
+def _reindex(index: dict[str, set[str]], doc_id: str, before: str, now: str) -> None:
+    if before == now:
+        return
+    if before in index:
+        index[before].discard(doc_id)
+        if not index[before]:
+            del index[before]
+    if now:
+        index.setdefault(now, set()).add(doc_id)
+
+
+def _newest_first(manifests: list[KnownManifest]) -> list[KnownManifest]:
+    return sorted(manifests, key=lambda known: (known.manifest.created, known.digest), reverse=True)
