@@ -110,8 +110,7 @@ def show(directory: Path, as_json: bool) -> None:
     table.add_column("ENDPOINT ID", no_wrap=True, min_width=64)
     for node in nodes:
         table.add_row(node.node_id, ", ".join(node.roles), _day(node.not_after), node.endpoint_id)
-    console = Console()
-    console.print(table, width=max(console.width, 120))
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def _day(at: float) -> str:
