@@ -1,0 +1,104 @@
+"""One sidecar as the SDK sees it: calls with a time limit, retries where they are safe, errors that name the address.
+
+Owns how a single call is made. Rules: a call never outlives its time limit; only calls that change nothing are tried
+again; cancellation stays cancellation. Must not know what the calls are about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from connectrpc.errors import ConnectError
+from pyqwest import Client as HttpClient
+
+from peat_p2p.core.errors import UnavailableError
+from peat_p2p.wire.errors import cancellation_in, from_connect
+from peat_p2p.wire.gen.peat.node.v1.node_connect import PeatNodeClient
+from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecarClient
+from peat_p2p.wire.transport import AiohttpTransport
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+FIRST_DELAY = 0.1
+
+
+def backoff(attempt: int, jitter: Callable[[], float], *, first: float, most: float) -> float:
+    """Seconds to wait before try `attempt` + 1: doubled each time up to `most`, of which a random half is taken off."""
+    return min(most, first * 2.0 ** min(attempt, 30)) * (0.5 + 0.5 * jitter())
+
+
+class Channel:
+    """A sidecar's services behind one transport. Use as an async context manager."""
+
+    def __init__(self, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float) -> None:
+        self.address = address
+        self.where = f"sidecar at {address}"
+        self._timeout = timeout
+        self._transport = AiohttpTransport(address, token=token, tls=tls)
+        http = HttpClient(self._transport)
+        base = self._transport.base_url
+        # The sidecar is next door: compressing would cost more than it saves.
+        self.sidecar = PeatSidecarClient(base, http_client=http, send_compression=None, accept_compression=())
+        self.node = PeatNodeClient(base, http_client=http, send_compression=None, accept_compression=())
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    async def write(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that changes something: once. Raises PeatError."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._once(call)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def read(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that changes nothing; while the sidecar is out of reach, try again. Raises PeatError."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                for attempt in range(ATTEMPTS - 1):
+                    try:
+                        return await self._once(call)
+                    except UnavailableError:
+                        await asyncio.sleep(backoff(attempt, random.random, first=FIRST_DELAY, most=1.0))
+                return await self._once(call)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def stream(self, call: Callable[[], AsyncIterator[T]]) -> AsyncGenerator[T, None]:
+        """Read a server stream; it may stay open for ever. Raises PeatError."""
+        messages = call()
+        try:
+            async for message in messages:
+                yield message
+        except ConnectError as error:
+            raise self._translate(error) from None
+        finally:
+            # connectrpc's stream is a generator: left unclosed it would hold the connection until collected.
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except ConnectError as error:
+            raise self._translate(error) from None
+
+    def _translate(self, error: ConnectError) -> BaseException:
+        # connectrpc's client turns cancellation into an error of its own, which would defeat asyncio.timeout and
+        # TaskGroup.
+        return cancellation_in(error) or from_connect(error, self.where)
+
+    def _late(self) -> UnavailableError:
+        return UnavailableError(f"{self.where} did not answer within {self._timeout:g} s")
