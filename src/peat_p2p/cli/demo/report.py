@@ -39,19 +39,25 @@ class AgentResult:
 
 @dataclass(slots=True)
 class KillResult:
-    """What the kill half way cost. `in_flight_bytes` bounds what was on its way and not yet verified at the kill."""
+    """What the kill half way cost, in bytes of payload.
+
+    `received_*` are the agent's own counters: at the last look before the kill, at the first look after the restart.
+    `in_flight_bytes` bounds what was on its way at the kill and not yet part of a verified chunk.
+    """
 
     agent: str
     verified_at_kill: int
     received_at_kill: int
     verified_after_restart: int
-    received_in_total: int
+    received_at_restart: int
+    to_receive: int
     in_flight_bytes: int
+    received_after_restart: int = 0
 
     @property
     def fetched_twice(self) -> int:
-        """Payload bytes that were received more than once."""
-        return max(0, self.received_at_kill - self.verified_after_restart)
+        """What both lives of the agent received, less what there was to receive."""
+        return max(0, self.received_at_kill + self.received_after_restart - self.to_receive)
 
 
 @dataclass(slots=True)
