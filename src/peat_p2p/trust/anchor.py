@@ -63,7 +63,7 @@ class TrustAnchor:
         if at > min(identity.not_after, self._expires):
             raise ExpiredError(
                 f"certificate of {identity.node_id} expired on {_day(min(identity.not_after, self._expires))}"
-                f" (it is {_day(at)} here): renew it with `peat formation issue --renew`"
+                f" (it is {_day(at)} here): renew it with `peat formation renew`"
             )
         return identity
 

@@ -130,8 +130,8 @@ class Formation:
         with _locked(self.directory):
             if not replace and any(node.node_id == node_id for node in self.nodes()):
                 raise ConflictError(
-                    f"node {node_id} was issued before in formation {self.name}: renew its certificate (--renew), or"
-                    " issue it anew (--replace) and revoke the old one"
+                    f"node {node_id} was issued before in formation {self.name}: renew its certificate"
+                    " (`peat formation renew`), or issue it anew (--replace) and revoke the old one"
                 )
             for file in (CERTIFICATE_FILE, KEY_FILE, CA_FILE):
                 if (out_dir / file).exists():
