@@ -7,6 +7,8 @@ passed. Must not know of disks or peers.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from peat_p2p.core.errors import InvalidInputError, TooLargeError, UntrustedErro
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.dsse import seal, unseal
+from peat_p2p.trust.errors import ExpiredError
 from peat_p2p.trust.identity import Identity, Role
 
 PAYLOAD_TYPE = "application/vnd.peat.manifest+json"
@@ -143,6 +146,14 @@ def manifest_digest(payload: bytes) -> str:
     return f"blake3:{blake3(payload).hexdigest()}"
 
 
+def unverified_payload(envelope: Mapping[str, Any]) -> bytes:
+    """The payload of an envelope that somebody else has verified or will verify. Raises InvalidInputError."""
+    try:
+        return base64.b64decode(envelope["payload"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise InvalidInputError("the envelope has no base64 payload") from error
+
+
 def seal_manifest(manifest: Manifest, credentials: NodeCredentials) -> tuple[dict[str, Any], str]:
     """Sign the manifest. Returns the DSSE envelope and the manifest's digest."""
     payload = manifest.to_payload()
@@ -159,10 +170,17 @@ def open_manifest(
 ) -> tuple[Manifest, str, Identity]:
     """Check the envelope and return the manifest, its digest and its publisher.
 
-    Raises UntrustedError if it is not signed by a publisher of the formation, is malformed, or is about another name,
-    version or arch than given.
+    Raises UntrustedError if it is not signed by a publisher of the formation or is about another name, version or arch
+    than given, InvalidInputError if it is malformed. A package stays good when its publisher's certificate expires:
+    then the certificate must have been valid at the time the manifest says it was made.
     """
-    payload, identity = unseal(envelope, PAYLOAD_TYPE, anchor, at, {Role.PUBLISHER})
+    try:
+        payload, identity = unseal(envelope, PAYLOAD_TYPE, anchor, at, {Role.PUBLISHER})
+    except ExpiredError:
+        created = Manifest.from_payload(unverified_payload(envelope)).created
+        if created > at:
+            raise
+        payload, identity = unseal(envelope, PAYLOAD_TYPE, anchor, created, {Role.PUBLISHER})
     manifest = Manifest.from_payload(payload)
     for what, asked, got in (
         ("package", name, manifest.name),

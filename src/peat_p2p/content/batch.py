@@ -1,0 +1,100 @@
+"""Writing many chunks at once.
+
+Owns the order that makes it crash-safe and fast: files under temporary names, renamed into place, one sync for many,
+then one journal entry for all of them. Chunks written but not yet journaled when the power goes are simply written
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from peat_p2p.content.disk import disk_full
+from peat_p2p.content.journal import ChunkRow, Journal
+from peat_p2p.core.clock import Clock
+
+if TYPE_CHECKING:
+    from peat_p2p.content.store import ChunkStore
+
+_FLUSH_BYTES = 256 << 20
+_FLUSH_CHUNKS = 4096
+
+
+class ChunkBatch:
+    """Chunks on their way into the store. Safe to use from several threads."""
+
+    def __init__(self, store: ChunkStore, journal: Journal, clock: Clock) -> None:
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._flushing = threading.Lock()
+        self._taken: set[bytes] = set()
+        self._pending: list[ChunkRow] = []
+        self._pending_bytes = 0
+        self._serial = 0
+        self.new_chunks = 0
+        self.new_bytes = 0
+
+    @property
+    def held(self) -> frozenset[bytes]:
+        """Every chunk the batch was asked to take, each held in the store."""
+        return frozenset(self._taken)
+
+    def take(self, digest: bytes) -> bool:
+        """Announce a chunk; whether its data is wanted: it is new to this batch and not in the store."""
+        with self._guard:
+            if digest in self._taken:
+                return False
+            self._taken.add(digest)
+        self._store.claim(digest)
+        return not self._store.has(digest.hex())
+
+    def write(self, digest: bytes, data: memoryview | bytes, root: bytes | None) -> None:
+        """Put a wanted chunk on disk. `data` must have that digest; `root` is its v2 pieces root, if known."""
+        with self._guard:
+            self._serial += 1
+            temporary = self._store.temporary / f"{os.getpid()}-{id(self):x}-{self._serial}"
+        size = len(data)
+        with disk_full(self._store.root, size, "a chunk"):
+            try:
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                try:
+                    written = 0
+                    while written < size:
+                        written += os.write(fd, data[written:])
+                    status = os.fstat(fd)
+                finally:
+                    os.close(fd)
+                mtime_ns = self._store.settle(digest, temporary, status.st_mtime_ns)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        row = ChunkRow(digest, size, mtime_ns, root, self._clock.wall())
+        with self._guard:
+            self._pending.append(row)
+            self._pending_bytes += size
+            self.new_chunks += 1
+            self.new_bytes += size
+            full = self._pending_bytes >= _FLUSH_BYTES or len(self._pending) >= _FLUSH_CHUNKS
+        # Whoever fills the batch syncs it; the others go on writing meanwhile.
+        if full and self._flushing.acquire(blocking=False):
+            try:
+                self._flush()
+            finally:
+                self._flushing.release()
+
+    def flush(self) -> None:
+        """Make everything written so far durable and enter it in the journal."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._guard:
+            rows, self._pending, self._pending_bytes = self._pending, [], 0
+        if rows:
+            with disk_full(self._store.root, sum(row.size for row in rows), "new chunks"):
+                self._store.sync([row.digest.hex() for row in rows])
+            self._journal.add_chunks(rows)

@@ -1,0 +1,123 @@
+"""Cutting the content stream into chunks.
+
+Owns the choice of chunk size and where cuts fall. Rule: cuts depend on content and on `average` alone, never on how the
+content was read, so equal content anywhere gives equal chunks. Must not touch a disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from pyfastcdc import FastCDC
+
+from peat_p2p.content.index import MAX_AVERAGE
+
+MIN_AVERAGE = 16 << 10
+# More chunks find more that two versions share; each costs a file in the store and about 100 bytes of metadata.
+_CHUNKS_WANTED = 4096
+_BUFFER_BYTES = 8 << 20
+_BLOCK = 16 << 10
+_ZERO = bytes(32)
+
+
+def average_for(total_bytes: int) -> int:
+    """The average chunk size for a package of this size: a power of two."""
+    average = MIN_AVERAGE
+    while average < MAX_AVERAGE and average * _CHUNKS_WANTED < total_bytes:
+        average *= 2
+    return average
+
+
+def average_like(total_bytes: int, earlier: int | None) -> int:
+    """As `average_for`, but what an earlier version used if that still fits, so that the two can share chunks."""
+    average = average_for(total_bytes)
+    if earlier is not None and average // 4 <= earlier <= average * 4:
+        return earlier
+    return average
+
+
+def cutter(average: int) -> FastCDC:
+    """The chunker for an average size."""
+    return FastCDC(average, min_size=average // 4, max_size=average * 4, normalized_chunking=2)
+
+
+class StreamCutter:
+    """Takes the content stream in pieces of any size and gives it out in chunks.
+
+    `emit` gets lists of chunks in order; they are views of a buffer that is not used again. `boundary` says that a
+    new segment starts: no chunk spans it.
+    """
+
+    def __init__(self, average: int, emit: Callable[[list[memoryview]], None]) -> None:
+        self._fastcdc = cutter(average)
+        self._max = self._fastcdc.max_size
+        self._capacity = max(_BUFFER_BYTES, 2 * self._max)
+        self._emit = emit
+        self._ready: list[memoryview] = []
+        self._buffer = memoryview(bytearray(self._capacity))
+        self._start = 0
+        self._end = 0
+
+    def space(self) -> memoryview:
+        """Where to put the next bytes; never empty. Call `advance` with how many were put."""
+        return self._buffer[self._end :]
+
+    def advance(self, count: int) -> None:
+        """Take `count` bytes that were put into `space()`."""
+        self._end += count
+        if self._end == self._capacity:
+            self._cut(final=False)
+            self._roll()
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take these bytes."""
+        view = memoryview(data)
+        while view:
+            space = self.space()
+            count = min(len(space), len(view))
+            space[:count] = view[:count]
+            self.advance(count)
+            view = view[count:]
+
+    def boundary(self) -> None:
+        """End the segment."""
+        if self._end > self._start:
+            self._cut(final=True)
+
+    def finish(self) -> None:
+        """End the last segment and give out what is left."""
+        self.boundary()
+        self._roll()
+
+    def _cut(self, *, final: bool) -> None:
+        view = self._buffer[self._start : self._end].toreadonly()
+        size = len(view)
+        for chunk in self._fastcdc.cut_buf(view):
+            # Where this chunk ends may depend on bytes that are not here yet.
+            if not final and size - chunk.offset < self._max:
+                break
+            self._ready.append(view[chunk.offset : chunk.offset + chunk.length])
+            self._start += chunk.length
+
+    def _roll(self) -> None:
+        if self._ready:
+            self._emit(self._ready)
+            self._ready = []
+        rest = self._buffer[self._start : self._end]
+        self._buffer = memoryview(bytearray(self._capacity))
+        self._start, self._end = 0, len(rest)
+        self._buffer[: len(rest)] = rest
+
+
+def pieces_root(data: bytes | memoryview) -> bytes:
+    """The SHA-256 Merkle root over 16 KiB blocks that BitTorrent v2 calls a file's `pieces root`."""
+    view = memoryview(data)
+    level = [hashlib.sha256(view[at : at + _BLOCK]).digest() for at in range(0, len(view), _BLOCK)]
+    width = 1
+    while width < len(level):
+        width *= 2
+    level += [_ZERO] * (width - len(level))
+    while len(level) > 1:
+        level = [hashlib.sha256(level[at] + level[at + 1]).digest() for at in range(0, len(level), 2)]
+    return level[0]

@@ -1,0 +1,151 @@
+"""Putting a package's files in place.
+
+Owns the way from chunks to files. Rule: `destination` comes to be all at once and complete, and every byte in it was
+checked against its chunk's digest as it was written. Where a file is exactly one chunk it is cloned or, if nobody may
+write to it, linked, so that it takes no space of its own. Must not know of peers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from peat_p2p.content.disk import clone, disk_full, exhausted, free_bytes, sync_file_system
+from peat_p2p.content.entries import FileEntry, Kind
+from peat_p2p.content.index import ChunkRef, Index
+from peat_p2p.content.layout import Span, spans
+from peat_p2p.content.store import RESERVE_BYTES, ChunkStore
+from peat_p2p.core.atomic import sync_dir
+from peat_p2p.core.errors import ConflictError, NotFoundError
+
+_WRITE_BITS = 0o222
+
+
+def materialize(
+    store: ChunkStore, index: Index, destination: Path, progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Make the directory `destination` from the chunks. Blocks; call it from a thread.
+
+    A package of a single file becomes a directory with that file in it. Raises ConflictError if `destination` exists,
+    NotFoundError if chunks are missing or rotten, ExhaustedError if the disk is full; then nothing is left behind.
+    """
+    if os.path.lexists(destination):
+        raise ConflictError(f"{destination} exists already; remove it first or choose another place")
+    missing = store.missing(index)
+    if missing:
+        raise NotFoundError(f"{len(missing)} of {len(index.unique_chunks)} chunks are not in the store; pull first")
+    parent = destination.parent
+    with disk_full(parent, index.total_bytes, f"the content of {destination.name}"):
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=parent))
+        try:
+            writer = _Writer(store, index, temporary, progress)
+            if not writer.can_clone and index.total_bytes + RESERVE_BYTES > free_bytes(parent):
+                raise exhausted(parent, index.total_bytes + RESERVE_BYTES, f"the content of {destination.name}")
+            writer.write()
+            sync_file_system(temporary)
+            if os.path.lexists(destination):
+                raise ConflictError(f"{destination} came to be while its content was written")
+            temporary.rename(destination)
+        except BaseException:
+            _remove(temporary)
+            raise
+        sync_dir(parent)
+
+
+def _remove(folder: Path) -> None:
+    # A folder of the package may be read-only by now, and then even its owner cannot empty it.
+    for path, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            Path(path).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Writer:
+    def __init__(
+        self, store: ChunkStore, index: Index, root: Path, progress: Callable[[str, int, int], None] | None
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._root = root
+        self._report = progress or (lambda phase, done, total: None)
+        self._chunk: ChunkRef | None = None
+        self._data = memoryview(b"")
+        self.can_clone = self._try_clone()
+
+    def write(self) -> None:
+        folders = []
+        for entry in self._index.files:
+            path = self._root / entry.path
+            if entry.kind is Kind.DIRECTORY:
+                path.mkdir()
+                folders.append((path, entry.mode))
+            elif entry.kind is Kind.SYMLINK:
+                path.symlink_to(entry.target)
+        done = 0
+        for entry, parts in spans(self._index):
+            self._file(entry, self._root / entry.path, parts)
+            done += entry.size
+            self._report("write", done, self._index.total_bytes)
+        # Children before parents: a folder's final mode may forbid what is still to be done below it.
+        for path, mode in reversed(folders):
+            path.chmod(mode)
+        self._root.chmod(self._index.root_mode or 0o755)
+
+    def _file(self, entry: FileEntry, path: Path, parts: Sequence[Span]) -> None:
+        whole = parts[0].chunk if len(parts) == 1 and parts[0].is_whole and entry.is_plain else None
+        if whole is not None and self._share(whole, path, entry.mode):
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            for part in parts:
+                view = self._bytes(part.chunk)[part.offset : part.offset + part.length]
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fchmod(fd, entry.mode)
+        finally:
+            os.close(fd)
+
+    def _bytes(self, chunk: ChunkRef) -> memoryview:
+        if self._chunk is not chunk:
+            self._data = memoryview(self._store.read_chunk(chunk))
+            self._chunk = chunk
+        return self._data
+
+    def _share(self, chunk: ChunkRef, path: Path, mode: int) -> bool:
+        source = self._store.chunk_path(chunk.hex)
+        if self.can_clone:
+            self._bytes(chunk)
+            with source.open("rb") as original, path.open("xb") as copy:
+                cloned = clone(original.fileno(), copy.fileno())
+                if cloned:
+                    os.fchmod(copy.fileno(), mode)
+            if not cloned:
+                path.unlink()
+            return cloned
+        if mode & _WRITE_BITS:
+            return False
+        # A link shares the file itself, so only what nobody may write to is linked, and only under one mode.
+        status = source.stat()
+        if status.st_nlink > 1 and status.st_mode & 0o7777 != mode:
+            return False
+        self._bytes(chunk)
+        try:
+            os.link(source, path)
+        except OSError:
+            return False
+        path.chmod(mode)
+        return True
+
+    def _try_clone(self) -> bool:
+        with (
+            tempfile.TemporaryFile(dir=self._store.temporary) as original,
+            tempfile.TemporaryFile(dir=self._root) as copy,
+        ):
+            original.write(bytes(4096))
+            original.flush()
+            return clone(original.fileno(), copy.fileno())

@@ -1,0 +1,114 @@
+"""Looking at what is to be published.
+
+Owns the walk over a source: which entries it has, in canonical order, with the state each file had, so that a change
+while publishing is noticed. Must not read file content.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from peat_p2p.content.entries import FileEntry, Kind, components
+from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, NotFoundError, PeatError
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What identifies the state of a file on disk."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """The state in a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEntry:
+    """An entry and where it was found; `state` for files only."""
+
+    entry: FileEntry
+    path: Path
+    state: FileState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A scanned source: entries in canonical order; `root_mode` 0 when it is one single file."""
+
+    entries: tuple[SourceEntry, ...]
+    root_mode: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(source.entry.size for source in self.entries)
+
+
+def scan(source: Path) -> Source:
+    """Look at a file or a directory. Raises NotFoundError, DeniedError or InvalidInputError."""
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise read_error(source, error) from error
+    if stat.S_ISREG(status.st_mode):
+        return Source((_file(source, source.name or source.resolve().name, status),), 0)
+    if not stat.S_ISDIR(status.st_mode):
+        raise InvalidInputError(f"{source} is neither a file nor a directory")
+    found = sorted(_walk(source, ""), key=lambda entry: components(entry.entry.path))
+    mode = stat.S_IMODE(status.st_mode)
+    if mode == 0:
+        raise InvalidInputError(f"{source} has mode 0000; give its owner access")
+    return Source(tuple(found), mode)
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[SourceEntry]:
+    try:
+        with os.scandir(folder) as items:
+            children = list(items)
+    except OSError as error:
+        raise read_error(folder, error) from error
+    for child in children:
+        path, name = folder / child.name, prefix + child.name
+        try:
+            status = child.stat(follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(path)  # noqa: PTH115  a Path would change how the target is written
+                yield SourceEntry(FileEntry(name, Kind.SYMLINK, 0, target=target), path, None)
+                continue
+        except OSError as error:
+            raise read_error(path, error) from error
+        if stat.S_ISREG(status.st_mode):
+            yield _file(path, name, status)
+        elif stat.S_ISDIR(status.st_mode):
+            yield SourceEntry(FileEntry(name, Kind.DIRECTORY, stat.S_IMODE(status.st_mode)), path, None)
+            yield from _walk(path, name + "/")
+        else:
+            raise InvalidInputError(f"{path} is a device, a pipe or a socket; only files, directories and links can be")
+
+
+def _file(path: Path, name: str, status: os.stat_result) -> SourceEntry:
+    entry = FileEntry(name, Kind.FILE, stat.S_IMODE(status.st_mode), status.st_size)
+    return SourceEntry(entry, path, FileState.of(status))
+
+
+def read_error(path: Path, error: OSError) -> PeatError:
+    """What a failure to read a source means for the one who publishes it."""
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path} does not exist")
+    if isinstance(error, PermissionError):
+        return DeniedError(f"{path} cannot be read: permission denied; make it readable or run as another user")
+    return InvalidInputError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def changed(path: Path) -> ConflictError:
+    """The error for a file that did not stay as it was."""
+    return ConflictError(f"{path} changed while it was published; publish it again when nothing writes to it")
