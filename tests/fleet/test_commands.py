@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from peat_p2p.fleet.commands import (
     PAYLOAD_TYPE,
     Command,
     CommandStatus,
+    is_sealed,
     may_act,
     open_command,
     require_may_act,
@@ -114,3 +116,12 @@ def test_who_may_order(nodes: dict[str, NodeCredentials]) -> None:
     require_may_act(ORDER, nodes["hub"].identity, "edge-1")
     with pytest.raises(MissingRoleError, match=r"command c-1 was signed by pub .* may not order edge-1"):
         require_may_act(ORDER, nodes["pub"].identity, "edge-1")
+
+
+def test_a_status_needs_no_new_signature(nodes: dict[str, NodeCredentials]) -> None:
+    sealed = Command.from_document("c-1", document(nodes["hub"]))
+    assert is_sealed(sealed) and is_sealed(replace(sealed, status=CommandStatus.FAILED))
+    assert not is_sealed(replace(sealed, payload_json="{}")) and not is_sealed(ORDER)
+    assert not is_sealed(replace(sealed, envelope={"payload": "%"})) and not is_sealed(
+        replace(sealed, envelope={"payload": 1})
+    )

@@ -8,6 +8,7 @@ status counts. Must not know how commands are carried out.
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -152,12 +153,27 @@ class Receipt:
         }
 
 
+def command_payload(command: Command) -> bytes:
+    """The canonical bytes that are signed."""
+    return json.dumps(command.sealed_fields(), sort_keys=True, separators=(",", ":")).encode()
+
+
 def seal_command(credentials: NodeCredentials, command: Command | Mapping[str, object]) -> dict[str, Any]:
     """The envelope that proves who accepted the command. A mapping is read like a document and must hold its `id`."""
     if not isinstance(command, Command):
         command = Command.from_document(text(command, "id"), command)
-    payload = json.dumps(command.sealed_fields(), sort_keys=True, separators=(",", ":"))
-    return seal(credentials, PAYLOAD_TYPE, payload.encode())
+    return seal(credentials, PAYLOAD_TYPE, command_payload(command))
+
+
+def is_sealed(command: Command) -> bool:
+    """Whether the command carries an envelope of exactly its own content, so that it need not be sealed anew.
+
+    Says nothing about whether the envelope's signature holds.
+    """
+    try:
+        return b64decode(text(command.envelope, "payload"), validate=True) == command_payload(command)
+    except ValueError:
+        return False
 
 
 def open_command(doc_id: str, document: Fields | str, anchor: TrustAnchor, at: float) -> tuple[Command, Identity]:

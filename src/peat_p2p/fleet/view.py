@@ -91,12 +91,11 @@ class FleetView:
                 view.apply(collection, doc_id, document, now)
         return view
 
-    def clear(self) -> None:
-        """Forget the documents, as before a fresh snapshot. What was learned of the agents' clocks stays."""
-        for entries in (self._beats, self._holdings, self._holding_package, self._deployments):
-            entries.clear()
-        for kept in (self._announced, self._commands, self._receipts):
-            kept.clear()
+    def emptied(self) -> FleetView:
+        """A view with no documents, for a fresh snapshot, that knows what this one learned of the agents' clocks."""
+        view = FleetView(self._rule)
+        view._pulses = dict(self._pulses)
+        return view
 
     def apply(self, collection: str, doc_id: str, document: Fields | str | None, now: float) -> None:
         """The document is now this, or None for gone. Collections that are not of the fleet are passed over."""
