@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from protobuf import DescFile, Oneof
 
 
-_FrameFields: TypeAlias = Literal["hello", "batch", "ack", "ping", "pong", "goodbye", "summary", "want", "listing"]
+_FrameFields: TypeAlias = Literal["hello", "batch", "ack", "ping", "pong", "goodbye", "summary", "want", "listing", "resume"]
 
 class Frame(Message[_FrameFields]):
     """
@@ -40,13 +40,13 @@ class Frame(Message[_FrameFields]):
         def __init__(
             self,
             *,
-            kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | None = None,
+            kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | None = None,
         ) -> None:
             pass
 
-        kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | None
+        kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | None
 
-_HelloFields: TypeAlias = Literal["version", "node_id", "site", "epoch", "known_epoch", "cursors", "max_frame", "addresses", "instance"]
+_HelloFields: TypeAlias = Literal["version", "node_id", "site", "epoch", "max_frame", "addresses", "instance"]
 
 class Hello(Message[_HelloFields]):
     """
@@ -70,40 +70,30 @@ class Hello(Message[_HelloFields]):
             string site = 3;
             ```
         epoch:
-            Names the sender's database; seqs below and in batches are meaningful within one epoch only.
+            Names the sender's database; its seqs are meaningful within one epoch only.
 
             ```proto
             bytes epoch = 4;
             ```
-        known_epoch:
-            What the sender holds durably of the receiver's database.
-
-            ```proto
-            bytes known_epoch = 5;
-            ```
-        cursors:
-            ```proto
-            repeated peat.mesh.v1.Cursor cursors = 6;
-            ```
         max_frame:
             ```proto
-            uint32 max_frame = 7;
+            uint32 max_frame = 5;
             ```
         addresses:
             Where the sender takes links, HOST:PORT.
 
             ```proto
-            repeated string addresses = 8;
+            repeated string addresses = 6;
             ```
         instance:
             Chosen anew by each start of the process: tells a restarted peer from a second link to the same one.
 
             ```proto
-            bytes instance = 9;
+            bytes instance = 7;
             ```
     """
 
-    __slots__ = ("version", "node_id", "site", "epoch", "known_epoch", "cursors", "max_frame", "addresses", "instance")
+    __slots__ = ("version", "node_id", "site", "epoch", "max_frame", "addresses", "instance")
 
     if TYPE_CHECKING:
 
@@ -114,8 +104,6 @@ class Hello(Message[_HelloFields]):
             node_id: str = "",
             site: str = "",
             epoch: bytes = b"",
-            known_epoch: bytes = b"",
-            cursors: list[Cursor] | None = None,
             max_frame: int = 0,
             addresses: list[str] | None = None,
             instance: bytes = b"",
@@ -126,11 +114,39 @@ class Hello(Message[_HelloFields]):
         node_id: str
         site: str
         epoch: bytes
-        known_epoch: bytes
-        cursors: list[Cursor]
         max_frame: int
         addresses: list[str]
         instance: bytes
+
+_ResumeFields: TypeAlias = Literal["cursors"]
+
+class Resume(Message[_ResumeFields]):
+    """
+    Answers a Hello: what the sender holds durably of the database named there. A class that is left out is to be compared.
+
+    ```proto
+    message peat.mesh.v1.Resume
+    ```
+
+    Attributes:
+        cursors:
+            ```proto
+            repeated peat.mesh.v1.Cursor cursors = 1;
+            ```
+    """
+
+    __slots__ = ("cursors",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            cursors: list[Cursor] | None = None,
+        ) -> None:
+            pass
+
+        cursors: list[Cursor]
 
 _CursorFields: TypeAlias = Literal["klass", "seq"]
 
@@ -418,15 +434,15 @@ class Goodbye(Message[_GoodbyeFields]):
         reason: GoodbyeReason
         detail: str
 
-_SummaryFields: TypeAlias = Literal["klass", "depth", "nodes", "digests", "parts"]
+_WantFields: TypeAlias = Literal["klass", "depth", "nodes"]
 
-class Summary(Message[_SummaryFields]):
+class Want(Message[_WantFields]):
     """
-    A peer that holds no usable cursor of the receiver says what it holds: digests of nodes of its hash tree of one class.
-    The receiver answers with a Want for the nodes that differ from its own, or sends what is missing.
+    To a peer that holds no usable cursor of it, a node asks what it holds: nodes of the peer's hash tree of one class. It is
+    answered by a Summary of the children of these nodes or, where that is shorter, by a Listing of the parts below them.
 
     ```proto
-    message peat.mesh.v1.Summary
+    message peat.mesh.v1.Want
     ```
 
     Attributes:
@@ -441,24 +457,60 @@ class Summary(Message[_SummaryFields]):
             uint32 depth = 2;
             ```
         nodes:
-            Node numbers at `depth` in rising order, and their digests (8 bytes each, in the same order).
+            ```proto
+            repeated uint32 nodes = 3 [packed = true];
+            ```
+    """
 
+    __slots__ = ("klass", "depth", "nodes")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            klass: int = 0,
+            depth: int = 0,
+            nodes: list[int] | None = None,
+        ) -> None:
+            pass
+
+        klass: int
+        depth: int
+        nodes: list[int]
+
+_SummaryFields: TypeAlias = Literal["klass", "depth", "nodes", "digests"]
+
+class Summary(Message[_SummaryFields]):
+    """
+    ```proto
+    message peat.mesh.v1.Summary
+    ```
+
+    Attributes:
+        klass:
+            ```proto
+            uint32 klass = 1;
+            ```
+        depth:
+            The depth of the nodes that were asked about.
+
+            ```proto
+            uint32 depth = 2;
+            ```
+        nodes:
             ```proto
             repeated uint32 nodes = 3 [packed = true];
             ```
         digests:
+            Of the children of these nodes in order, 8 bytes each; 0: nothing is there.
+
             ```proto
             bytes digests = 4;
             ```
-        parts:
-            How many parts the class has at the sender.
-
-            ```proto
-            uint64 parts = 5;
-            ```
     """
 
-    __slots__ = ("klass", "depth", "nodes", "digests", "parts")
+    __slots__ = ("klass", "depth", "nodes", "digests")
 
     if TYPE_CHECKING:
 
@@ -469,7 +521,6 @@ class Summary(Message[_SummaryFields]):
             depth: int = 0,
             nodes: list[int] | None = None,
             digests: bytes = b"",
-            parts: int = 0,
         ) -> None:
             pass
 
@@ -477,62 +528,11 @@ class Summary(Message[_SummaryFields]):
         depth: int
         nodes: list[int]
         digests: bytes
-        parts: int
 
-_WantFields: TypeAlias = Literal["klass", "depth", "nodes", "list"]
-
-class Want(Message[_WantFields]):
-    """
-    Asks for the children of nodes, or (list) for the parts below them.
-
-    ```proto
-    message peat.mesh.v1.Want
-    ```
-
-    Attributes:
-        klass:
-            ```proto
-            uint32 klass = 1;
-            ```
-        depth:
-            ```proto
-            uint32 depth = 2;
-            ```
-        nodes:
-            ```proto
-            repeated uint32 nodes = 3 [packed = true];
-            ```
-        list:
-            ```proto
-            bool list = 4;
-            ```
-    """
-
-    __slots__ = ("klass", "depth", "nodes", "list")
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            *,
-            klass: int = 0,
-            depth: int = 0,
-            nodes: list[int] | None = None,
-            list: bool = False,
-        ) -> None:
-            pass
-
-        klass: int
-        depth: int
-        nodes: list[int]
-        list: bool
-
-_ListingFields: TypeAlias = Literal["klass", "depth", "nodes", "fingerprints", "versions", "more"]
+_ListingFields: TypeAlias = Literal["klass", "depth", "nodes", "fingerprints", "versions"]
 
 class Listing(Message[_ListingFields]):
     """
-    The parts held below the nodes of a Want: fingerprints of their keys (8 bytes each) and their versions.
-
     ```proto
     message peat.mesh.v1.Listing
     ```
@@ -551,6 +551,8 @@ class Listing(Message[_ListingFields]):
             repeated uint32 nodes = 3 [packed = true];
             ```
         fingerprints:
+            Of the keys of the parts, 8 bytes each.
+
             ```proto
             bytes fingerprints = 4;
             ```
@@ -560,15 +562,9 @@ class Listing(Message[_ListingFields]):
             ```proto
             repeated uint64 versions = 5 [packed = true];
             ```
-        more:
-            Whether more of the same answer follows.
-
-            ```proto
-            bool more = 6;
-            ```
     """
 
-    __slots__ = ("klass", "depth", "nodes", "fingerprints", "versions", "more")
+    __slots__ = ("klass", "depth", "nodes", "fingerprints", "versions")
 
     if TYPE_CHECKING:
 
@@ -580,7 +576,6 @@ class Listing(Message[_ListingFields]):
             nodes: list[int] | None = None,
             fingerprints: bytes = b"",
             versions: list[int] | None = None,
-            more: bool = False,
         ) -> None:
             pass
 
@@ -589,7 +584,6 @@ class Listing(Message[_ListingFields]):
         nodes: list[int]
         fingerprints: bytes
         versions: list[int]
-        more: bool
 
 class GoodbyeReason(Enum):
     """
@@ -638,19 +632,20 @@ class GoodbyeReason(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\xa7\x03\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listingB\x06\n\x04kind"\x8c\x02\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x17\n\x07node_id\x18\x02 \x01(\tR\x06nodeId\x12\x12\n\x04site\x18\x03 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x04 \x01(\x0cR\x05epoch\x12\x1f\n\x0bknown_epoch\x18\x05 \x01(\x0cR\nknownEpoch\x12.\n\x07cursors\x18\x06 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors\x12\x1b\n\tmax_frame\x18\x07 \x01(\rR\x08maxFrame\x12\x1c\n\taddresses\x18\x08 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\t \x01(\x0cR\x08instance"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\xde\x01\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefsB\n\n\x08_through"\xc1\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"H\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"{\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests\x12\x14\n\x05parts\x18\x05 \x01(\x04R\x05parts"\\\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x12\n\x04list\x18\x04 \x01(\x08R\x04list"\x9f\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions\x12\x12\n\x04more\x18\x06 \x01(\x08R\x04more*\xe0\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06b\x06proto3',
+    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\xd7\x03\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listing\x12.\n\x06resume\x18\n \x01(\x0b2\x14.peat.mesh.v1.ResumeH\x00R\x06resumeB\x06\n\x04kind"\xbb\x01\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x17\n\x07node_id\x18\x02 \x01(\tR\x06nodeId\x12\x12\n\x04site\x18\x03 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x04 \x01(\x0cR\x05epoch\x12\x1b\n\tmax_frame\x18\x05 \x01(\rR\x08maxFrame\x12\x1c\n\taddresses\x18\x06 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\x07 \x01(\x0cR\x08instance"8\n\x06Resume\x12.\n\x07cursors\x18\x01 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\xde\x01\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefsB\n\n\x08_through"\xc1\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"H\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"H\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes"e\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests"\x8b\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions*\xe0\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06b\x06proto3',
     [],
     {
         "Frame": Frame,
         "Hello": Hello,
+        "Resume": Resume,
         "Cursor": Cursor,
         "Batch": Batch,
         "Ack": Ack,
         "Ping": Ping,
         "Pong": Pong,
         "Goodbye": Goodbye,
-        "Summary": Summary,
         "Want": Want,
+        "Summary": Summary,
         "Listing": Listing,
         "GoodbyeReason": GoodbyeReason,
     },

@@ -1,0 +1,223 @@
+"""What one link still has to send, class by class.
+
+Owns the sweeps: for each class, the parts that changed here since what the peer holds, each at the place it took when
+it first became due and sent in its newest state, so that under overload every part is refreshed in turn and none waits
+more than two rounds. Owns also whose turn it is: the first class goes first, and each other class is owed a tenth of
+what is sent while it waits. Keeps the rule that a part goes to a peer only if the peer is not known to have it as new.
+Must not know frames' bytes or sockets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from peat_p2p.mesh.frames import CLASSES, Batch, Version
+from peat_p2p.mesh.ports import Key, Store
+from peat_p2p.mesh.summary import Repair
+
+_SWEEP = 8192
+_MAX_REFS = 65536
+_SHARE = 0.1
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Linger:
+    """How long each class waits after its last batch, so that changes share one."""
+
+    seconds: tuple[float, float, float, float] = (0.0, 0.05, 0.25, 1.0)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One class of one link."""
+
+    klass: int
+    held: int = 0
+    told: int = -1
+    base: int = 0
+    target: int | None = None
+    sweep: deque[Key] = field(default_factory=deque)
+    forced: dict[Key, None] = field(default_factory=dict)
+    repair: Repair | None = None
+    sent_at: float = _NEVER
+    owed: float = 0.0
+    going: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether `held` may be told to the peer: nothing at or below it is still to be sent."""
+        return not self.sweep and not self.forced and self.repair is None and self.target is None
+
+
+class Outbox:
+    """The lanes of one link, the refs given to keys, and what the peer is known to have."""
+
+    def __init__(self, store: Store, peer: str, linger: Linger) -> None:
+        self._store = store
+        self._peer = peer
+        self._linger = linger
+        self.lanes = [Lane(klass) for klass in CLASSES]
+        self._refs: dict[Key, int] = {}
+        self._names: list[Key] = []
+        self._peer_has: dict[Key, Version] = {}
+        self._number = 0
+        self._reset = False
+
+    def peer_has(self, key: Key, version: Version) -> None:
+        """The peer is known to have the part at least this new."""
+        known = self._peer_has.pop(key, None)
+        if known is None and len(self._peer_has) >= _MAX_REFS:
+            del self._peer_has[next(iter(self._peer_has))]
+        self._peer_has[key] = version if known is None else max(known, version)
+
+    def peer_lacks(self, ref: int) -> Key:
+        """The peer asks for the part `ref` whole. Raises IndexError for a ref never given."""
+        key = self._names[ref]
+        self._peer_has.pop(key, None)
+        return key
+
+    def key_of(self, ref: int) -> Key:
+        """The key a ref stands for. Raises IndexError."""
+        return self._names[ref]
+
+    def due(self, lane: Lane) -> bool:
+        """Whether the lane has something to look at, now or after lingering."""
+        return bool(lane.forced or lane.sweep or self._store.head(lane.klass) > lane.held)
+
+    def ready_at(self, lane: Lane) -> float:
+        """When a due lane may send: at once in the midst of a sweep, or else when it has lingered."""
+        if lane.going or lane.forced:
+            return _NEVER
+        return lane.sent_at + self._linger.seconds[lane.klass]
+
+    def choose(self, now: float, batch: int) -> Lane | None:
+        """Whose turn it is, if any lane is due and has lingered."""
+        ready = [lane for lane in self.lanes if self.due(lane) and self.ready_at(lane) <= now]
+        if not ready:
+            return None
+        for lane in ready[1:]:
+            if lane.owed >= batch:
+                return lane
+        return ready[0]
+
+    def build(self, lane: Lane, limit: int, now: float, *, may_reset: bool) -> Batch | None:
+        """The next batch of the lane, about `limit` bytes; None if the peer turns out to have it all."""
+        items: list[tuple[int, bytes]] = []
+        new_keys: list[bytes] = []
+        reset = False
+        if len(self._names) >= _MAX_REFS:
+            if not may_reset:
+                return None
+            self._refs.clear()
+            self._names.clear()
+            reset = True
+        size = 0
+        while size < limit and len(self._names) < _MAX_REFS:
+            key = self._next(lane)
+            if key is None:
+                break
+            body = self._body(lane, key)
+            if body is None:
+                continue
+            ref = self._refs.get(key)
+            if ref is None:
+                ref = self._refs[key] = len(self._names)
+                self._names.append(key)
+                new_keys.append(self._store.encode_key(key))
+                size += len(new_keys[-1]) + 2
+            items.append((ref, body))
+            size += len(body) + 4
+        if not items:
+            return None
+        lane.sent_at = now
+        lane.owed = max(0.0, lane.owed - size)
+        for other in self.lanes:
+            if other is not lane and self.due(other):
+                other.owed += _SHARE * size
+            elif other is not lane:
+                other.owed = 0.0
+        self._number += 1
+        through = lane.held if lane.settled else None
+        if through is not None:
+            lane.told = through
+        return Batch(lane.klass, self._number, tuple(items), tuple(new_keys), through, reset)
+
+    def skim(self) -> None:
+        """Move every lane past what the peer already has, without sending."""
+        for lane in self.lanes:
+            while not lane.forced:
+                if lane.sweep:
+                    version = self._store.version(lane.sweep[0])
+                    known = self._peer_has.get(lane.sweep[0])
+                    if version is not None and (known is None or known < version):
+                        break
+                    lane.sweep.popleft()
+                    if not lane.sweep:
+                        self._finish(lane)
+                elif not self._begin(lane):
+                    break
+
+    def untold(self) -> list[Lane]:
+        """Lanes in which the peer is further than it was told."""
+        return [lane for lane in self.lanes if lane.settled and lane.told < lane.held]
+
+    def forget_class(self, lane: Lane) -> None:
+        """Start the lane anew: the peer may have lost what it had."""
+        lane.sweep.clear()
+        lane.forced.clear()
+        lane.going = False
+        lane.target = None
+        lane.base = 0
+        self._peer_has.clear()
+
+    def add(self, lane: Lane, keys: Iterable[Key]) -> None:
+        """Also send these."""
+        lane.sweep.extend(keys)
+
+    def _next(self, lane: Lane) -> Key | None:
+        if lane.forced:
+            return next(iter(lane.forced))
+        if not lane.sweep and not self._begin(lane):
+            return None
+        key = lane.sweep.popleft()
+        lane.going = True
+        if not lane.sweep:
+            self._finish(lane)
+        return key
+
+    def _begin(self, lane: Lane) -> bool:
+        """Start a sweep over what changed since the last one."""
+        if self._store.head(lane.klass) <= lane.held:
+            return False
+        changed = self._store.changed_since(lane.klass, lane.held, _SWEEP, peer=self._peer)
+        if not changed:
+            lane.held = self._store.head(lane.klass)
+            return False
+        lane.sweep.extend(key for _, key in changed)
+        lane.target = changed[-1][0]
+        return True
+
+    def _finish(self, lane: Lane) -> None:
+        lane.going = False
+        if lane.target is not None:
+            lane.held = lane.target
+            lane.target = None
+
+    def _body(self, lane: Lane, key: Key) -> bytes | None:
+        """What to send of the part: None if nothing, empty if it was promised and is gone."""
+        forced = key in lane.forced
+        lane.forced.pop(key, None)
+        version = self._store.version(key)
+        if version is None:
+            return b"" if forced else None
+        known = self._peer_has.get(key)
+        if known is not None and known >= version:
+            return None
+        body = self._store.encode(key, known, 0 if forced else lane.base)
+        if body is None:
+            return b"" if forced else None
+        self.peer_has(key, version)
+        return body

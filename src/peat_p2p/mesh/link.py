@@ -1,0 +1,437 @@
+"""One link between two sidecars, without any I/O.
+
+Owns the conversation: hello, batches, acknowledgements, summaries, pings, goodbye. Events come in as method calls with
+the time, effects go out as frozen dataclasses. Keeps these rules: nothing is sent to a peer that has it; a cursor moves
+only over what is durable at the receiver; anything malformed ends the link and changes nothing; a peer that is silent
+for `DEAD_AFTER` seconds is given up. After an Apply effect the caller must report `applied` before the next `received`.
+Must not know about sockets, certificates or the replica's inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.documents.types import Outcome, Verdict
+from peat_p2p.mesh.frames import (
+    CLASSES,
+    Ack,
+    Batch,
+    Frame,
+    FrameError,
+    Goodbye,
+    Heads,
+    Hello,
+    Listing,
+    Ping,
+    Pong,
+    Reason,
+    Resume,
+    Summary,
+    Want,
+    decode_frame,
+    encode_frame,
+)
+from peat_p2p.mesh.lanes import Lane, Linger, Outbox
+from peat_p2p.mesh.pace import Pacer
+from peat_p2p.mesh.ports import Key, Store, Update
+from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree
+
+HELLO_WITHIN = 10.0
+PING_AFTER = 5.0
+DEAD_AFTER = 13.0
+_HEADS_EVERY = 5.0
+_MAX_KEYS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write these bytes to the peer."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """The peer said hello: the link may be counted, or refused as a second one."""
+
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply the updates, make them durable, then call `applied`."""
+
+    number: int
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveCursor:
+    """Remember that everything of the peer's class up to `seq` is durable here. May be written late."""
+
+    epoch: bytes
+    klass: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The peer has deleted and forgotten the part; nothing of it at or below `floor` may come back."""
+
+    key: Key
+    floor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The replica refused something the peer sent."""
+
+    key: Key
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Close the connection. `fault` tells a broken peer from an intended end."""
+
+    reason: Reason
+    detail: str
+    fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Everything the peer held when it last told its heads is durable here."""
+
+
+Effect = Send | Greeted | Apply | MoveCursor | Forget | Rejected | CaughtUp | End
+
+
+class LinkCore:
+    """The state of one link. `dialled`: whether this side called."""
+
+    def __init__(
+        self,
+        store: Store,
+        peer_id: str,
+        hello: Hello,
+        trees: Sequence[VersionTree],
+        *,
+        dialled: bool,
+        now: float,
+        budget: float | None = None,
+        linger: Linger | None = None,
+    ) -> None:
+        self._store = store
+        self._hello = hello
+        self._trees = trees
+        self._ping_after = PING_AFTER if dialled else PING_AFTER + 2.0
+        self.pacer = Pacer(budget, now)
+        self.outbox = Outbox(store, peer_id, linger or Linger())
+        self.peer: Hello | None = None
+        self.ended: End | None = None
+        self._resumed = False
+        self._caught_up = False
+        self._effects: list[Effect] = []
+        self._began = now
+        self._heard = now
+        self._pinged = now
+        self._nonce = 0
+        self._heads_at = now
+        self._flying: dict[int, tuple[Lane, int | None]] = {}
+        self._keys: list[Key] = []
+        self._applying: tuple[Batch, tuple[Key, ...]] | None = None
+        self._owed: list[set[Key]] = [set() for _ in CLASSES]
+        self._reached = [-1 for _ in CLASSES]
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """The connection is up and authenticated."""
+        self._send(self._hello)
+        return self._take()
+
+    def received(self, record: bytes, now: float) -> list[Effect]:
+        """A record came in."""
+        self._heard = now
+        if self.ended is not None:
+            return []
+        if self._applying is not None:
+            raise RuntimeError("a record was given to the link before the last batch was reported applied")
+        try:
+            self._handle(decode_frame(record), now)
+        except (FrameError, InvalidInputError, UnaskedError, IndexError) as error:
+            self._end(Reason.PROTOCOL, f"malformed frame: {error}"[:200], fault=True)
+        return self._take()
+
+    def resume(self, cursors: Mapping[int, int]) -> list[Effect]:
+        """What is held of the database the peer's hello named (the answer to Greeted)."""
+        self._send(Resume(tuple(sorted(cursors.items()))))
+        return self._take()
+
+    def reoffer(self) -> list[Effect]:
+        """The peer may have forgotten what it acknowledged: compare everything anew."""
+        for lane in self.outbox.lanes:
+            self._compare(lane)
+        return self._take()
+
+    def applied(self, number: int, outcomes: Sequence[Outcome], now: float) -> list[Effect]:
+        """The batch `number` of the last Apply is durable, with these outcomes."""
+        if self._applying is None or self._applying[0].number != number:
+            raise RuntimeError(f"batch {number} is not being applied")
+        batch, keys = self._applying
+        self._applying = None
+        self._settle(batch, keys, outcomes, now)
+        return self._take()
+
+    def poll(self, now: float) -> list[Effect]:
+        """Time has passed or the replica has changed: send what may be sent."""
+        if self.ended is None:
+            self._check_alive(now)
+        if self.ended is None and self._resumed:
+            self._fill(now)
+        return self._take()
+
+    def stop(self, reason: Reason, detail: str = "") -> list[Effect]:
+        """End the link on purpose."""
+        if self.ended is None:
+            if self.peer is not None and (heads := self._heads()):
+                self._send(Pong(0, heads))
+            self._send(Goodbye(reason, detail))
+            self._end(reason, detail)
+        return self._take()
+
+    def deadline(self, now: float) -> float:
+        """When `poll` must be called at the latest, if nothing else happens."""
+        if not self._resumed:
+            return self._began + HELLO_WITHIN
+        at = min(self._heard + DEAD_AFTER, max(self._heard, self._pinged) + self._ping_after)
+        due = [lane for lane in self.outbox.lanes if self.outbox.due(lane)]
+        if due and self.pacer.may_send(now, urgent=bool(due[0].klass == 0)):
+            at = min(at, *(self.outbox.ready_at(lane) for lane in due))
+        elif due and (allowed := self.pacer.next_allowed(now)) is not None:
+            at = min(at, allowed)
+        return at
+
+    # -- what comes in -----------------------------------------------------------------------------------------------
+
+    def _handle(self, frame: Frame, now: float) -> None:
+        if self.peer is None:
+            if isinstance(frame, Goodbye):
+                self._end(frame.reason, frame.detail)
+                return
+            if not isinstance(frame, Hello):
+                raise FrameError("the first frame is not a hello")
+            self.peer = frame
+            self._effects.append(Greeted(frame))
+            return
+        match frame:
+            case Resume():
+                self._resume(dict(frame.cursors))
+            case Batch():
+                self._take_batch(frame)
+            case Ack():
+                self._take_ack(frame, now)
+            case Ping():
+                self._move_heads(frame.heads)
+                self._send(Pong(frame.nonce, self._heads()))
+            case Pong():
+                self._move_heads(frame.heads)
+            case Goodbye():
+                self._end(frame.reason, frame.detail)
+            case Want():
+                self._send(self._trees[frame.klass].answer(frame))
+            case Summary():
+                self._take_summary(frame)
+            case Listing():
+                self._take_listing(frame)
+            case Hello():
+                raise FrameError("a second hello")
+
+    def _resume(self, cursors: dict[int, int]) -> None:
+        if self._resumed:
+            raise FrameError("a second resume")
+        self._resumed = True
+        for lane in self.outbox.lanes:
+            cursor = cursors.get(lane.klass)
+            if cursor is not None and cursor <= self._store.head(lane.klass):
+                lane.held = lane.base = cursor
+            else:
+                self._compare(lane)
+        self.outbox.skim()
+        if heads := self._heads():
+            self._send(Pong(0, heads))
+
+    def _compare(self, lane: Lane) -> None:
+        """Find by summaries what the peer lacks; what changes from now on is sent meanwhile."""
+        self.outbox.forget_class(lane)
+        lane.held = self._store.head(lane.klass)
+        repair = Repair(self._trees[lane.klass], lane.klass)
+        wants = repair.begin()
+        if wants:
+            lane.repair = repair
+            for want in wants:
+                self._send(want)
+
+    def _take_batch(self, batch: Batch) -> None:
+        if batch.reset_refs:
+            self._keys.clear()
+        for data in batch.new_keys:
+            if len(self._keys) >= _MAX_KEYS:
+                raise FrameError("too many keys without a reset")
+            self._keys.append(self._store.decode_key(data))
+        keys = []
+        updates = []
+        for ref, body in batch.items:
+            key = self._keys[ref]
+            if body:
+                keys.append(key)
+                updates.append(self._store.decode(key, body))
+            else:
+                self._owed[batch.klass].discard(key)
+        self._applying = (batch, tuple(keys))
+        self._effects.append(Apply(batch.number, tuple(updates)))
+
+    def _settle(self, batch: Batch, keys: tuple[Key, ...], outcomes: Sequence[Outcome], now: float) -> None:
+        refs = [ref for ref, body in batch.items if body]
+        owed = self._owed[batch.klass]
+        need_full: list[int] = []
+        need_certificate: list[int] = []
+        purged: list[tuple[int, int]] = []
+        for ref, key, outcome in zip(refs, keys, outcomes, strict=True):
+            match outcome.verdict:
+                case Verdict.NEED_FULL:
+                    owed.add(key)
+                    need_full.append(ref)
+                    continue
+                case Verdict.NEED_CERTIFICATE:
+                    owed.add(key)
+                    need_certificate.append(ref)
+                    continue
+                case Verdict.PURGED:
+                    purged.append((ref, outcome.floor))
+                case Verdict.REJECTED:
+                    self._effects.append(Rejected(key, outcome.reason))
+                case Verdict.APPLIED | Verdict.STALE:
+                    self._heard_of(key)
+            owed.discard(key)
+        if batch.through is not None:
+            self._reach(batch.klass, batch.through)
+        else:
+            self._reach(batch.klass, self._reached[batch.klass])
+        heads: Heads = ()
+        if now - self._heads_at >= _HEADS_EVERY:
+            heads = self._heads()
+            self._heads_at = now
+        self._send(Ack(batch.number, tuple(need_full), heads, tuple(need_certificate), tuple(purged)))
+
+    def _heard_of(self, key: Key) -> None:
+        """What the peer sent was taken, or was not newer than what is here: it need not be sent back."""
+        version = self._store.version(key)
+        if version is not None:
+            self.outbox.peer_has(key, version)
+
+    def _take_ack(self, ack: Ack, now: float) -> None:
+        if ack.number not in self._flying:
+            raise FrameError("ack of a batch that was not sent")
+        lane, _ = self._flying[ack.number]
+        for number in [n for n in self._flying if n <= ack.number]:
+            sender, through = self._flying.pop(number)
+            if through is not None and not ack.need_full:
+                sender.base = max(sender.base, through)
+        self.pacer.acked(ack.number, now)
+        for ref in ack.need_full:
+            lane.forced[self.outbox.peer_lacks(ref)] = None
+        for ref in ack.need_certificate:
+            key = self.outbox.peer_lacks(ref)
+            certificate = self._store.certificate_key(key)
+            if certificate is not None:
+                lane.forced[certificate] = None
+            lane.forced[key] = None
+        for ref, floor in ack.purged:
+            self._effects.append(Forget(self.outbox.key_of(ref), floor))
+        self._move_heads(ack.heads)
+
+    def _take_summary(self, summary: Summary) -> None:
+        lane = self.outbox.lanes[summary.klass]
+        if lane.repair is None:
+            raise UnaskedError("a summary that was not asked for")
+        wants = lane.repair.summary(summary)
+        for want in wants:
+            self._send(want)
+        self._repaired(lane)
+
+    def _take_listing(self, listing: Listing) -> None:
+        lane = self.outbox.lanes[listing.klass]
+        if lane.repair is None:
+            raise UnaskedError("a listing that was not asked for")
+        for key, version in lane.repair.listing(listing):
+            self.outbox.peer_has(key, version)
+        self._repaired(lane)
+
+    def _repaired(self, lane: Lane) -> None:
+        if lane.repair is not None and lane.repair.done:
+            self.outbox.add(lane, sorted(lane.repair.lacks, key=self._store.seq))
+            lane.repair = None
+
+    def _move_heads(self, heads: Heads) -> None:
+        for klass, seq in heads:
+            self._reach(klass, seq)
+
+    def _reach(self, klass: int, seq: int) -> None:
+        """The peer says that with all it sent we have everything up to `seq`; true once nothing is owed."""
+        self._reached[klass] = max(self._reached[klass], seq)
+        if seq >= 0 and not self._owed[klass] and self.peer is not None:
+            self._effects.append(MoveCursor(self.peer.epoch, klass, self._reached[klass]))
+            if not self._caught_up and min(self._reached) >= 0 and not any(self._owed):
+                self._caught_up = True
+                self._effects.append(CaughtUp())
+
+    # -- what goes out -----------------------------------------------------------------------------------------------
+
+    def _fill(self, now: float) -> None:
+        self.outbox.skim()
+        while True:
+            limit = self.pacer.batch_limit()
+            lane = self.outbox.choose(now, limit)
+            if lane is None or not self.pacer.may_send(now, urgent=lane.klass == 0):
+                return
+            batch = self.outbox.build(lane, limit, now, may_reset=not self._flying)
+            if batch is None:
+                if self.outbox.due(lane):
+                    return
+                continue
+            self._flying[batch.number] = (lane, batch.through)
+            data = encode_frame(batch)
+            self.pacer.sent(len(data), now, batch.number)
+            self._effects.append(Send(data))
+
+    def _heads(self) -> Heads:
+        lanes = self.outbox.untold()
+        for lane in lanes:
+            lane.told = lane.held
+        return tuple((lane.klass, lane.held) for lane in lanes)
+
+    def _check_alive(self, now: float) -> None:
+        if not self._resumed:
+            if now - self._began >= HELLO_WITHIN:
+                self._end(Reason.PROTOCOL, f"no hello within {HELLO_WITHIN:.0f} s", fault=True)
+        elif now - self._heard >= DEAD_AFTER:
+            self._end(Reason.UNSPECIFIED, f"silent for {DEAD_AFTER:.0f} s", fault=True)
+        elif now - max(self._heard, self._pinged) >= self._ping_after:
+            self._nonce += 1
+            self._pinged = now
+            self._send(Ping(self._nonce, self._heads()))
+
+    def _send(self, frame: Frame) -> None:
+        self._effects.append(Send(encode_frame(frame)))
+
+    def _end(self, reason: Reason, detail: str, *, fault: bool = False) -> None:
+        self.ended = End(reason, detail, fault)
+        self._effects.append(self.ended)
+
+    def _take(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects

@@ -1,0 +1,113 @@
+"""How much may be on its way over one link.
+
+Owns the window (bytes sent and not yet acknowledged as durable) and the byte budget. Keeps the rule that data queues at
+the sender, where it can still be overtaken or replaced, and not in the network: the window follows the delay that
+acknowledgements show. Time is an argument. Must not know what is sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+SMALLEST_WINDOW = 4 * 1024
+FIRST_WINDOW = 16 * 1024
+LARGEST_WINDOW = 2 * 1024 * 1024
+SMALLEST_BATCH = 512
+LARGEST_BATCH = 192 * 1024
+RECORD_OVERHEAD = 22 + 52
+"""What a record costs beyond its content: TLS, TCP and IP headers."""
+_QUEUE_DELAY = 0.4
+_BASE_MEMORY = 60.0
+_BURST = 1.0
+
+
+class Pacer:
+    """Window and budget of one link. `budget` is bytes per second, everything counted; None: as the link allows."""
+
+    def __init__(self, budget: float | None, now: float) -> None:
+        self.budget = budget
+        self.window = float(FIRST_WINDOW)
+        self.rtt: float | None = None
+        self.rate = 0.0
+        self._in_flight: deque[tuple[int, int, float]] = deque()
+        self._in_flight_bytes = 0
+        self._slow_start = True
+        self._base: float | None = None
+        self._base_at = now
+        self._backed_off_at = now
+        self._tokens = self._allowance()
+        self._tokens_at = now
+        self._full = False
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of batches sent and not acknowledged."""
+        return self._in_flight_bytes
+
+    def batch_limit(self) -> int:
+        """How large the next batch may be, so that a command waits behind little."""
+        limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 4))
+        if self.budget is not None:
+            limit = max(SMALLEST_BATCH, min(limit, int(self.budget / 2)))
+        return limit
+
+    def may_send(self, now: float, *, urgent: bool) -> bool:
+        """Whether a batch may go now. An urgent one may run the budget into debt, and the window half over."""
+        self._refill(now)
+        room = self.window * 1.5 if urgent else self.window
+        if self._in_flight_bytes > 0 and self._in_flight_bytes >= room:
+            self._full = True
+            return False
+        return self.budget is None or self._tokens > (-self._allowance() if urgent else 0.0)
+
+    def next_allowed(self, now: float) -> float | None:
+        """When the budget will allow a batch again; None if the budget is not what holds it back."""
+        self._refill(now)
+        if self.budget is None or self._tokens > 0:
+            return None
+        return now + (1.0 - self._tokens) / self.budget
+
+    def sent(self, size: int, now: float, number: int | None = None) -> None:
+        """`size` bytes went out; with `number`, as a batch that will be acknowledged."""
+        self._refill(now)
+        if self.budget is not None:
+            self._tokens -= size + RECORD_OVERHEAD
+        if number is not None:
+            self._in_flight.append((number, size, now))
+            self._in_flight_bytes += size
+
+    def acked(self, number: int, now: float) -> None:
+        """Batches up to `number` are durable at the peer."""
+        size = 0
+        sent_at = None
+        while self._in_flight and self._in_flight[0][0] <= number:
+            _, one, sent_at = self._in_flight.popleft()
+            size += one
+        if sent_at is None:
+            return
+        self._in_flight_bytes -= size
+        self._observe(now - sent_at, size, now)
+
+    def _observe(self, rtt: float, size: int, now: float) -> None:
+        self.rtt = rtt if self.rtt is None else 0.8 * self.rtt + 0.2 * rtt
+        if rtt > 0:
+            self.rate = max(0.9 * self.rate, size / rtt)
+        if self._base is None or rtt <= self._base or now - self._base_at > _BASE_MEMORY:
+            self._base, self._base_at = rtt, now
+        if rtt > self._base + max(_QUEUE_DELAY, 0.5 * self._base):
+            self._slow_start = False
+            if now - self._backed_off_at > rtt:
+                self.window = max(SMALLEST_WINDOW, self.window * 0.7)
+                self._backed_off_at = now
+        elif self._full:
+            self.window += size if self._slow_start else max(256.0, SMALLEST_WINDOW * size / self.window)
+            self.window = min(self.window, LARGEST_WINDOW)
+            self._full = False
+
+    def _allowance(self) -> float:
+        return 0.0 if self.budget is None else max(self.budget * _BURST, 2.0 * SMALLEST_BATCH)
+
+    def _refill(self, now: float) -> None:
+        if self.budget is not None:
+            self._tokens = min(self._allowance(), self._tokens + (now - self._tokens_at) * self.budget)
+        self._tokens_at = now
