@@ -21,12 +21,12 @@ from peat_p2p.agent.commands import (
     Remember,
     Report,
     Start,
-    Status,
     Stop,
     Ticked,
     Withdrawn,
     order_fields,
 )
+from peat_p2p.fleet.commands import CommandStatus as Status
 
 NOW = 1_700_000_000.0
 PULL = Order(
@@ -49,7 +49,7 @@ def test_a_command_is_remembered_reported_and_started_once() -> None:
     assert desk.handle(Ordered(PULL), NOW) == []
     done = desk.handle(Finished("c1", "complete"), NOW + 1)
     assert reports(done) == [("c1", Status.COMPLETED, "complete")]
-    assert desk.handle(Ordered(PULL, status=1), NOW + 2) == []
+    assert desk.handle(Ordered(PULL), NOW + 2) == []
 
 
 def test_failure_carries_its_reason() -> None:
@@ -78,7 +78,7 @@ def test_a_broadcast_that_was_over_before_this_agent_saw_it_is_nothing_to_report
 
 def test_an_expired_command_whose_end_was_told_is_left_alone() -> None:
     order = replace(PULL, expires_at=int(NOW) - 1)
-    assert CommandDesk().handle(Ordered(order, status=3), NOW) == []
+    assert CommandDesk().handle(Ordered(order, told=True), NOW) == []
 
 
 def test_waiting_ends_at_expiry_but_flowing_bytes_are_let_finish() -> None:
@@ -102,6 +102,7 @@ def test_refusal_is_said_and_a_good_copy_still_counts() -> None:
     ]
     assert Start(PULL) in desk.handle(Ordered(PULL), NOW)
     assert desk.handle(Refused("c1", "no signature", single=True), NOW) == []
+    assert CommandDesk().handle(Refused("c2", "no signature", single=True, told=True), NOW) == []
 
 
 def test_progress_is_reported_when_it_changes() -> None:

@@ -10,23 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import TypeAlias
 
-
-class Status(IntEnum):
-    """The states of a command as the wire numbers them."""
-
-    PENDING = 1
-    EXECUTING = 2
-    COMPLETED = 3
-    FAILED = 4
-    CANCELLED = 5
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing follows."""
-        return self >= Status.COMPLETED
+from peat_p2p.fleet.commands import CommandStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +45,7 @@ class Record:
     """What the journal keeps of a command."""
 
     order: Order
-    status: Status
+    status: CommandStatus
     message: str
     updated_at: int
 
@@ -69,10 +55,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """A command is there and may be acted on. `status` is what its document says now."""
+    """A command is there and may be acted on. `told`: a life of this agent before the journal has said how it ended."""
 
     order: Order
-    status: int = 0
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +68,7 @@ class Refused:
     command_id: str
     reason: str
     single: bool
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +139,7 @@ class Report:
     """Say how the command stands."""
 
     command_id: str
-    status: Status
+    status: CommandStatus
     message: str
     updated_at: int
     single: bool
@@ -174,6 +161,10 @@ class CommandDesk:
         """How a command stands, or None when the agent has not dealt with it."""
         return self._records.get(command_id)
 
+    def records(self) -> list[Record]:
+        """How every command stands, in the order they came."""
+        return list(self._records.values())
+
     def restore(self, records: Iterable[Record]) -> list[Effect]:
         """Take over the journal of the last life. What was under way begins again; what ended is reported again."""
         effects: list[Effect] = []
@@ -188,10 +179,10 @@ class CommandDesk:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event at unix time `now` and say what to do."""
         match event:
-            case Ordered(order, status):
-                return self._ordered(order, status, int(now))
-            case Refused(command_id, reason, single):
-                return self._refused(command_id, reason, single, int(now))
+            case Ordered(order, told):
+                return self._ordered(order, told, int(now))
+            case Refused(command_id, reason, single, told):
+                return [] if told else self._refused(command_id, reason, single, int(now))
             case Withdrawn(command_id):
                 return self._withdrawn(command_id)
             case Progressed(command_id, message, waiting):
@@ -201,7 +192,7 @@ class CommandDesk:
             case Ticked():
                 return self._ticked(now)
 
-    def _ordered(self, order: Order, status: int, now: int) -> list[Effect]:
+    def _ordered(self, order: Order, told: bool, now: int) -> list[Effect]:
         known = self._records.get(order.id)
         if known is not None and (known.order.payload == order.payload or order.created_at <= known.order.created_at):
             return []
@@ -209,22 +200,22 @@ class CommandDesk:
         if known is not None and not known.status.final:
             effects.append(Stop(order.id))
         if _expired(order, now):
-            if known is None and (not order.single or status >= Status.COMPLETED):
+            if known is None and (not order.single or told):
                 return []  # over before this agent saw it, or told long ago
             reason = f"expired before this agent saw it ({now - order.expires_at} s ago)"
-            return effects + self._end(order, Status.FAILED, reason, now)
+            return effects + self._end(order, CommandStatus.FAILED, reason, now)
         if order.type not in _TYPES:
             reason = f"this agent does not know commands of type {order.type!r} (it knows {', '.join(_TYPES)})"
-            return effects + self._end(order, Status.FAILED, reason, now)
+            return effects + self._end(order, CommandStatus.FAILED, reason, now)
         if not order.package:
-            return effects + self._end(order, Status.FAILED, "the command names no package", now)
+            return effects + self._end(order, CommandStatus.FAILED, "the command names no package", now)
         if order.type == "deploy":
             later = self._latest_deploy(order)
             if later is not None:
                 reason = f"a later command has replaced it: deploy {later.what} ({later.id})"
-                return effects + self._end(order, Status.CANCELLED, reason, now)
+                return effects + self._end(order, CommandStatus.CANCELLED, reason, now)
             effects += self._replace_deploys(order, now)
-        record = Record(order, Status.EXECUTING, f"{order.type} {order.what}: starting", now)
+        record = Record(order, CommandStatus.EXECUTING, f"{order.type} {order.what}: starting", now)
         self._records[order.id] = record
         self._waiting.add(order.id)
         return [*effects, Remember(record), _report(record), Start(order)]
@@ -233,7 +224,7 @@ class CommandDesk:
         if command_id in self._records:
             return []  # a good copy came first: a bad one changes nothing
         # Not remembered: a good copy may still come, and then it counts.
-        return [Report(command_id, Status.FAILED, reason, now, single)]
+        return [Report(command_id, CommandStatus.FAILED, reason, now, single)]
 
     def _withdrawn(self, command_id: str) -> list[Effect]:
         record = self._records.pop(command_id, None)
@@ -258,7 +249,9 @@ class CommandDesk:
         record = self._records.get(command_id)
         if record is None or record.status.final:
             return []
-        return self._end(record.order, Status.FAILED if error else Status.COMPLETED, error or message, now)
+        return self._end(
+            record.order, CommandStatus.FAILED if error else CommandStatus.COMPLETED, error or message, now
+        )
 
     def _ticked(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -267,10 +260,12 @@ class CommandDesk:
             if _expired(record.order, int(now)):
                 # Bytes that are flowing are let finish; a command that still waits has had its time.
                 effects.append(Stop(command_id))
-                effects += self._end(record.order, Status.FAILED, f"expired while waiting: {record.message}", int(now))
+                effects += self._end(
+                    record.order, CommandStatus.FAILED, f"expired while waiting: {record.message}", int(now)
+                )
         return effects
 
-    def _end(self, order: Order, status: Status, message: str, now: int) -> list[Effect]:
+    def _end(self, order: Order, status: CommandStatus, message: str, now: int) -> list[Effect]:
         record = Record(order, status, message, now)
         self._records[order.id] = record
         self._waiting.discard(order.id)
@@ -283,7 +278,7 @@ class CommandDesk:
         """A deploy of the same package ordered after `order` that was not in vain."""
         for record in self._deploys(order.package):
             other = record.order
-            in_force = record.status in (Status.EXECUTING, Status.COMPLETED)
+            in_force = record.status in (CommandStatus.EXECUTING, CommandStatus.COMPLETED)
             if in_force and other.id != order.id and (other.created_at, other.id) > (order.created_at, order.id):
                 return other
         return None
@@ -294,7 +289,7 @@ class CommandDesk:
             if not record.status.final and record.order.id != order.id:
                 effects.append(Stop(record.order.id))
                 reason = f"a later command has replaced it: deploy {order.what} ({order.id})"
-                effects += self._end(record.order, Status.CANCELLED, reason, now)
+                effects += self._end(record.order, CommandStatus.CANCELLED, reason, now)
         return effects
 
 

@@ -60,7 +60,7 @@ class Deployments:
                 if entry.name.startswith(_LINK):
                     entry.unlink(missing_ok=True)
                 elif entry.name.startswith(_TRASH):
-                    shutil.rmtree(entry, ignore_errors=True)
+                    _empty(entry)
                 elif entry.suffix == ".json" and not _is_whole(entry):
                     entry.unlink(missing_ok=True)
 
@@ -184,7 +184,14 @@ def _remove_version(version: Path) -> None:
     trash = version.with_name(f"{_TRASH}{secrets.token_hex(4)}")
     version.rename(trash)
     _facts(version).unlink(missing_ok=True)
-    shutil.rmtree(trash, ignore_errors=True)
+    _empty(trash)
+
+
+def _empty(folder: Path) -> None:
+    for path, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            Path(path).chmod(0o700)  # a package may hold read-only folders, which even their owner cannot empty
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _point(link: Path, target: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS, RECEIPTS
+
 Fields: TypeAlias = Mapping[str, Any]
 
 
@@ -48,7 +50,7 @@ class _Wanted:
 
 
 # The order in which things are told after a long silence: what was ordered, what is alive, what is had.
-_URGENCY = {"receipts": 0, "commands": 0, "platforms": 1, "deployments": 2, "manifests": 3, "packages": 4}
+_URGENCY = {RECEIPTS: 0, COMMANDS: 0, PLATFORMS: 1, DEPLOYMENTS: 2, MANIFESTS: 3, PACKAGES: 4}
 
 
 class ReportBook:
@@ -58,6 +60,7 @@ class ReportBook:
         self.agent_id = agent_id
         self._wanted: dict[Key, _Wanted] = {}
         self._held: dict[Key, Fields] = {}  # what the sidecar holds, of the documents that are ours to write
+        self._removed: set[Key] = set()  # receipts to take back; unlike holdings they outlive what is known here
         self._dirty: set[Key] = set()
         self._in_flight: set[Key] = set()
         self._synced = False
@@ -69,6 +72,7 @@ class ReportBook:
 
     def want(self, key: Key, fields: Fields, *, only_if_exists: bool = False) -> None:
         """The document shall have these fields. With `only_if_exists`, only while somebody else's document is there."""
+        self._removed.discard(key)
         entry = _Wanted(dict(fields), only_if_exists)
         if self._wanted.get(key) != entry:
             self._wanted[key] = entry
@@ -76,7 +80,9 @@ class ReportBook:
 
     def unwant(self, key: Key) -> None:
         """Nothing is wanted of the document any more; if it is one of this agent's own it shall go away."""
-        if self._wanted.pop(key, None) is not None:
+        if self._wanted.pop(key, None) is not None or self.is_own(key):
+            if key.collection == RECEIPTS and self.is_own(key):
+                self._removed.add(key)
             self._dirty.add(key)
 
     def wanted(self, collection: str) -> list[str]:
@@ -85,15 +91,15 @@ class ReportBook:
 
     def is_own(self, key: Key) -> bool:
         """Whether this agent alone writes the document, and so may delete it."""
-        if key.collection in ("packages", "deployments"):
+        if key.collection in (PACKAGES, DEPLOYMENTS):
             return key.doc_id.startswith(f"{self.agent_id}:")
-        return key.collection == "receipts" and key.doc_id.endswith(f":{self.agent_id}")
+        return key.collection == RECEIPTS and key.doc_id.endswith(f":{self.agent_id}")
 
     def saw(self, key: Key, fields: Fields | None) -> None:
         """The sidecar says what it holds: its fields, or None when the document is not there."""
         if fields is None:
             self._held.pop(key, None)
-        elif key in self._wanted or self.is_own(key) or key.collection in ("commands", "manifests"):
+        elif key in self._wanted or self.is_own(key) or key.collection in (COMMANDS, MANIFESTS):
             self._held[key] = fields
         else:
             return
@@ -103,7 +109,7 @@ class ReportBook:
         """The sidecar went away: what it holds is unknown, and what it holds when it is back may be anything."""
         self._held.clear()
         self._in_flight.clear()
-        self._dirty = {key for key in self._wanted if key.collection == "platforms"}
+        self._dirty = {key for key in self._wanted if key.collection == PLATFORMS}
         self._synced = False
 
     def snapshot_complete(self) -> None:
@@ -117,7 +123,7 @@ class ReportBook:
 
         Before the snapshot is complete only the heartbeat goes out, whole: being seen alive does not wait.
         """
-        due = [key for key in self._dirty if self._synced or key.collection == "platforms"]
+        due = [key for key in self._dirty if self._synced or key.collection == PLATFORMS]
         writes: list[Write] = []
         for key in sorted(due, key=lambda key: (_URGENCY.get(key.collection, 5), key)):
             if len(writes) == limit:
@@ -141,6 +147,7 @@ class ReportBook:
         self._in_flight.discard(key)
         if isinstance(write, Delete):
             self._held.pop(key, None)
+            self._removed.discard(key)
         else:
             self._held[key] = {**self._held.get(key, {}), **write.fields}
         # It may have changed again meanwhile; `take` finds out.
@@ -152,6 +159,10 @@ class ReportBook:
             self._in_flight.discard(write.key)
             self._dirty.add(write.key)
 
+    def settled(self, key: Key) -> bool:
+        """Whether the sidecar is known to hold what is wanted of the document."""
+        return self._synced and key not in self._dirty and key not in self._in_flight
+
     def refused(self, write: Write) -> None:
         """The sidecar will never take `write` as it is: it is not offered again until what is wanted changes."""
         self._in_flight.discard(write.key)
@@ -159,7 +170,8 @@ class ReportBook:
     def _difference(self, key: Key) -> Write | None:
         wanted, held = self._wanted.get(key), self._held.get(key)
         if wanted is None:
-            return Delete(key) if held is not None and self.is_own(key) else None
+            unfounded = key in self._removed if key.collection == RECEIPTS else self.is_own(key)
+            return Delete(key) if held is not None and unfounded else None
         if held is None:
             return None if wanted.only_if_exists else Put(key, wanted.fields)
         changed = {name: value for name, value in wanted.fields.items() if name not in held or held[name] != value}

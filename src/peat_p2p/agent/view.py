@@ -9,17 +9,22 @@ as absent, and a manifest counts only after its signature was checked. Must not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from peat_p2p.content.manifest import Manifest, open_manifest
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import NotFoundError, PeatError, UntrustedError
+from peat_p2p.fleet.holdings import Holding
+from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS, RECEIPTS
+from peat_p2p.fleet.versions import VersionKey, version_key
 from peat_p2p.trust.anchor import TrustAnchor
 
-COLLECTIONS = ("commands", "receipts", "manifests", "packages", "platforms", "deployments")
+COLLECTIONS = (COMMANDS, RECEIPTS, MANIFESTS, PACKAGES, PLATFORMS, DEPLOYMENTS)
 ANY_ARCH = "any"
+# Two vocabularies for the same processors: that of the kernel and that of container images.
+SAME_ARCH = {"x86_64": "amd64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "aarch64"}
 
 Fields = Mapping[str, Any]
 
@@ -95,9 +100,9 @@ class FleetView:
             documents[doc_id] = fields
             if self._fresh is not None:
                 self._fresh[collection].add(doc_id)
-        if collection == "packages":
+        if collection == PACKAGES:
             _reindex(self._holders, doc_id, _text(before, "manifest"), _text(fields, "manifest"))
-        elif collection == "manifests":
+        elif collection == MANIFESTS:
             _reindex(self._by_name, doc_id, _text(before, "name"), _text(fields, "name"))
             self._opened.pop(doc_id, None)
         self.changes.notify()
@@ -110,12 +115,14 @@ class FleetView:
         """The documents of a collection by id."""
         return self._documents[collection]
 
-    def holders(self, manifest_digest: str) -> Iterator[Fields]:
+    def holders(self, manifest_digest: str) -> list[Holding]:
         """The holdings of one package version, this agent's own left out."""
-        for doc_id in sorted(self._holders.get(manifest_digest, ())):
-            fields = self._documents["packages"][doc_id]
-            if _text(fields, "agent_id") not in ("", self.agent_id):
-                yield fields
+        documents = self._documents[PACKAGES]
+        found = (
+            Holding.from_document(doc_id, documents[doc_id])
+            for doc_id in sorted(self._holders.get(manifest_digest, ()))
+        )
+        return [holding for holding in found if holding.agent_id != self.agent_id]
 
     def manifest(self, digest: str) -> KnownManifest:
         """The manifest with this digest. Raises NotFoundError, or UntrustedError when it does not verify."""
@@ -123,7 +130,7 @@ class FleetView:
 
     def manifests(self) -> list[KnownManifest]:
         """Every manifest that verifies, the newest first."""
-        opened = (self._try(doc_id) for doc_id in self._documents["manifests"])
+        opened = (self._try(doc_id) for doc_id in self._documents[MANIFESTS])
         return _newest_first([known for known in opened if known is not None])
 
     def resolve(self, name: str, version: str, arch: str, own_arch: str) -> KnownManifest:
@@ -134,7 +141,7 @@ class FleetView:
         candidates: list[KnownManifest] = []
         refused: PeatError | None = None
         for doc_id in self._by_name.get(name, ()):
-            if version and _text(self._documents["manifests"][doc_id], "version") != version:
+            if version and _text(self._documents[MANIFESTS][doc_id], "version") != version:
                 continue
             try:
                 candidates.append(self._open(doc_id))
@@ -146,14 +153,14 @@ class FleetView:
             for known in candidates
             if known.manifest.name == name and (not version or known.manifest.version == version)
         ]
-        wanted = (arch,) if arch else (own_arch, ANY_ARCH)
+        wanted = (arch,) if arch else (own_arch, SAME_ARCH.get(own_arch, own_arch), ANY_ARCH)
         for known in _newest_first(candidates):
             if known.manifest.arch in wanted:
                 return known
         what = f"{name}:{version}" if version else name
         if candidates:
             archs = ", ".join(sorted({known.manifest.arch for known in candidates}))
-            raise NotFoundError(f"{what} is published for {archs}, not for {' or '.join(wanted)}")
+            raise NotFoundError(f"{what} is published for {archs}, not for {arch or own_arch}")
         if refused is not None:
             raise UntrustedError(f"{what}: its manifest is not to be trusted: {refused}") from refused
         raise NotFoundError(f"{what} is not known here: nobody in reach has published it")
@@ -175,7 +182,7 @@ class FleetView:
         return opened
 
     def _check(self, doc_id: str) -> KnownManifest | PeatError:
-        fields = self._documents["manifests"].get(doc_id)
+        fields = self._documents[MANIFESTS].get(doc_id)
         if fields is None:
             return NotFoundError(f"no manifest blake3:{doc_id} is known here")
         envelope = fields.get("envelope")
@@ -207,4 +214,9 @@ def _reindex(index: dict[str, set[str]], doc_id: str, before: str, now: str) -> 
 
 
 def _newest_first(manifests: list[KnownManifest]) -> list[KnownManifest]:
-    return sorted(manifests, key=lambda known: (known.manifest.created, known.digest), reverse=True)
+    """By version; of one version published twice, the later."""
+
+    def key(known: KnownManifest) -> tuple[VersionKey, int, str]:
+        return version_key(known.manifest.version), known.manifest.created, known.digest
+
+    return sorted(manifests, key=key, reverse=True)

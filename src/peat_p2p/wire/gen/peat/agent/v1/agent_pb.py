@@ -114,7 +114,7 @@ class PublishProgress(Message[_PublishProgressFields]):
         bytes_total: int
         done: Package | None
 
-_PullRequestFields: TypeAlias = Literal["name", "version", "arch", "destination"]
+_PullRequestFields: TypeAlias = Literal["name", "version", "arch", "destination", "wait"]
 
 class PullRequest(Message[_PullRequestFields]):
     """
@@ -145,9 +145,15 @@ class PullRequest(Message[_PullRequestFields]):
             ```proto
             string destination = 4;
             ```
+        wait:
+            Wait for a package that nobody has announced yet, where otherwise the call fails with not_found.
+
+            ```proto
+            bool wait = 5;
+            ```
     """
 
-    __slots__ = ("name", "version", "arch", "destination")
+    __slots__ = ("name", "version", "arch", "destination", "wait")
 
     if TYPE_CHECKING:
 
@@ -158,6 +164,7 @@ class PullRequest(Message[_PullRequestFields]):
             version: str = "",
             arch: str = "",
             destination: str = "",
+            wait: bool = False,
         ) -> None:
             pass
 
@@ -165,8 +172,9 @@ class PullRequest(Message[_PullRequestFields]):
         version: str
         arch: str
         destination: str
+        wait: bool
 
-_PackageFields: TypeAlias = Literal["name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes"]
+_PackageFields: TypeAlias = Literal["name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed"]
 
 class Package(Message[_PackageFields]):
     """
@@ -223,9 +231,21 @@ class Package(Message[_PackageFields]):
             ```proto
             uint64 held_bytes = 11;
             ```
+        manifest:
+            "blake3:HEX", of the signed manifest.
+
+            ```proto
+            string manifest = 12;
+            ```
+        deployed:
+            Whether this agent has it deployed.
+
+            ```proto
+            bool deployed = 13;
+            ```
     """
 
-    __slots__ = ("name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes")
+    __slots__ = ("name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed")
 
     if TYPE_CHECKING:
 
@@ -243,6 +263,8 @@ class Package(Message[_PackageFields]):
             published_at: int = 0,
             holders: list[str] | None = None,
             held_bytes: int = 0,
+            manifest: str = "",
+            deployed: bool = False,
         ) -> None:
             pass
 
@@ -257,6 +279,8 @@ class Package(Message[_PackageFields]):
         published_at: int
         holders: list[str]
         held_bytes: int
+        manifest: str
+        deployed: bool
 
 _SourceBytesFields: TypeAlias = Literal["agent_id", "address", "bytes", "rate_bytes_per_s", "connected"]
 
@@ -338,7 +362,7 @@ class Transfer(Message[_TransferFields]):
             string digest = 4;
             ```
         state:
-            "looking", "waiting", "fetching", "verifying", "complete", "failed".
+            "looking", "waiting", "fetching", "unpacking", "complete", "failed", "cancelled".
 
             ```proto
             string state = 5;
@@ -536,7 +560,7 @@ class ListPackagesResponse(Message[_ListPackagesResponseFields]):
 
 
 _DESC = file_desc(
-    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"f\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"q\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination"\xac\x02\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xcb\x02\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponseb\x06proto3',
+    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"f\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"\x85\x01\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination\x12\x12\n\x04wait\x18\x05 \x01(\x08R\x04wait"\xe4\x02\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes\x12\x1a\n\x08manifest\x18\x0c \x01(\tR\x08manifest\x12\x1a\n\x08deployed\x18\r \x01(\x08R\x08deployed"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xcb\x02\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponseb\x06proto3',
     [],
     {
         "PublishRequest": PublishRequest,
