@@ -15,8 +15,8 @@ from typing import NamedTuple
 class PartKey(NamedTuple):
     """Names one part: what one writer says about one document.
 
-    `origin` is the endpoint id of the sidecar that signs the part. `incarnation` tells apart the databases that one node
-    has had: a wiped node comes back as a new writer and can never contradict what it signed before.
+    `origin` is the endpoint id of the sidecar that signs the part. `incarnation` tells apart the databases that one
+    node has had: a wiped node comes back as a new writer and can never contradict what it signed before.
     """
 
     collection: str
@@ -122,9 +122,9 @@ class Verdict(StrEnum):
 class Outcome:
     """The verdict on the update of the part `key`.
 
-    NEED_FULL: ask the sender for the whole part. NEED_CERTIFICATE: ask it for `certificate_key(key.origin)`, then for the
-    whole part. PURGED: the part was deleted and forgotten here; tell the sender `key` and `floor`, so that it forgets too.
-    REJECTED: not what an honest peer sends, or not allowed to its origin; `reason` says why.
+    NEED_FULL: ask the sender for the whole part. NEED_CERTIFICATE: ask it for `certificate_key(key.origin)`, then for
+    the whole part. PURGED: the part was deleted and forgotten here; tell the sender `key` and `floor`, so that it
+    forgets too. REJECTED: not what an honest peer sends, or not allowed to its origin; `reason` says why.
     """
 
     verdict: Verdict

@@ -1,0 +1,231 @@
+"""What one part says, and its pycrdt form.
+
+Owns the map of a part (field -> stamp and JSON text, the deletion stamp, the anchor of heartbeats), the update and
+state bytes that carry it, and the canonical bytes that its writer signs. Keeps the rule that a part has one writer,
+whose map is therefore a straight line: a state is known by its generation and its number of operations. Must not know
+who signs or how parts are merged.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pycrdt import Doc, Map
+
+from peat_p2p.documents.chain import MAX_CHAIN_LENGTH, VALUE_BYTES
+from peat_p2p.documents.stamps import COUNTER_BITS, MAX_STAMP
+from peat_p2p.documents.types import PartKey
+
+_DOMAIN = b"peat document part 1\n"
+_ROOT = "p"
+# One writer per map: its client id need not differ from any other's, so it is the one that encodes shortest.
+_CLIENT = 1
+_FIELD, _DELETED, _ANCHOR = "f", "d", "l"
+_MILLISECONDS = 1000 << COUNTER_BITS
+
+
+class BadContentError(ValueError):
+    """Bytes that no honest writer makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A field's JSON text and when it was written."""
+
+    stamp: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Where proofs of life start: the chain's end stands for the second `base` and was signed at `stamp`."""
+
+    stamp: int
+    end: bytes
+    base: int
+    length: int
+
+    def value_at(self, position: int) -> Value:
+        """The field's value that a proof of `position` gives; a second lived is a second later."""
+        return Value(min(self.stamp + position * _MILLISECONDS, MAX_STAMP), str(self.base + position))
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a part says. `deleted`: everything in the document stamped up to it is deleted (0: nothing)."""
+
+    fields: dict[str, Value]
+    deleted: int = 0
+    anchor: Anchor | None = None
+
+    @property
+    def version(self) -> int:
+        """The highest stamp in it."""
+        return max(self._stamps(), default=0)
+
+    @property
+    def oldest(self) -> int:
+        """The lowest stamp in it."""
+        return min(self._stamps(), default=0)
+
+    def _stamps(self) -> Iterable[int]:
+        for value in self.fields.values():
+            yield value.stamp
+        if self.deleted:
+            yield self.deleted
+        if self.anchor is not None:
+            yield self.anchor.stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A part's pycrdt state and how many operations made it."""
+
+    state: bytes
+    count: int
+
+
+def encode(content: Content) -> Form:
+    """A fresh map that says `content`."""
+    return _write(Doc(client_id=_CLIENT), _entries(content))
+
+
+def extend(state: bytes, old: Content, new: Content) -> Form:
+    """The map `state` (which says `old`) with what differs in `new` written to it. Nothing may be missing in `new`."""
+    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    doc.apply_update(state)
+    before = _entries(old)
+    return _write(doc, {name: text for name, text in _entries(new).items() if before.get(name) != text})
+
+
+def difference(state: bytes, since: int) -> bytes:
+    """What follows the first `since` operations of `state`."""
+    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    doc.apply_update(state)
+    return doc.get_update(_vector(since)) if since else state
+
+
+def combine(state: bytes, payload: bytes) -> Form:
+    """`state` (may be empty) with the update `payload` applied. Raises BadContentError."""
+    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    try:
+        if state:
+            doc.apply_update(state)
+        doc.apply_update(payload)
+        return Form(doc.get_update(), _count(doc))
+    except BadContentError:
+        raise
+    except Exception as error:  # the decoder raises many kinds for hostile bytes
+        raise BadContentError(f"update cannot be read: {error}") from None
+
+
+def decode(state: bytes) -> Content:
+    """What the map `state` says. Raises BadContentError."""
+    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    try:
+        root = doc.get(_ROOT, type=Map)
+        doc.apply_update(state)
+        entries = root.to_py() or {}
+    except Exception as error:  # as above
+        raise BadContentError(f"state cannot be read: {error}") from None
+    fields: dict[str, Value] = {}
+    deleted = 0
+    anchor = None
+    for name, text in entries.items():
+        if not isinstance(text, str):
+            raise BadContentError(f"entry {name[:40]!r} is not text")
+        if name[:1] == _FIELD:
+            stamp, _, value = text.partition(" ")
+            fields[name[1:]] = Value(_stamp(stamp), value)
+        elif name == _DELETED:
+            deleted = _stamp(text)
+        elif name == _ANCHOR:
+            anchor = _anchor(text)
+        else:
+            raise BadContentError(f"entry {name[:40]!r} is of no known kind")
+    return Content(fields, deleted, anchor)
+
+
+def canonical(key: PartKey, generation: int, content: Content) -> bytes:
+    """The bytes a writer signs: the same for the same content, different for any other."""
+    out = [_DOMAIN]
+    for text in (key.collection, key.doc_id, key.origin):
+        out += _sized(text)
+    out.append(struct.pack(">QQQQ", key.incarnation, generation, content.version, content.deleted))
+    if (anchor := content.anchor) is None:
+        out.append(b"\0")
+    else:
+        out.append(struct.pack(f">BQ{VALUE_BYTES}sQQ", 1, anchor.stamp, anchor.end, anchor.base, anchor.length))
+    out.append(struct.pack(">I", len(content.fields)))
+    for name in sorted(content.fields):
+        value = content.fields[name]
+        out += _sized(name)
+        out.append(struct.pack(">Q", value.stamp))
+        out += _sized(value.text)
+    return b"".join(out)
+
+
+def _sized(text: str) -> tuple[bytes, bytes]:
+    data = text.encode()
+    return struct.pack(">I", len(data)), data
+
+
+def _entries(content: Content) -> dict[str, str]:
+    entries = {_FIELD + name: f"{value.stamp:x} {value.text}" for name, value in content.fields.items()}
+    if content.deleted:
+        entries[_DELETED] = f"{content.deleted:x}"
+    if (anchor := content.anchor) is not None:
+        entries[_ANCHOR] = f"{anchor.stamp:x} {anchor.end.hex()} {anchor.base} {anchor.length}"
+    return entries
+
+
+def _write(doc: Doc[Map[str]], entries: dict[str, str]) -> Form:
+    root = doc.get(_ROOT, type=Map)
+    with doc.transaction():
+        for name in sorted(entries):
+            root[name] = entries[name]
+    return Form(doc.get_update(), _count(doc))
+
+
+def _vector(count: int) -> bytes:
+    out = bytearray((1, _CLIENT))
+    while count > 0x7F:
+        out.append(count & 0x7F | 0x80)
+        count >>= 7
+    out.append(count)
+    return bytes(out)
+
+
+def _count(doc: Doc[Map[str]]) -> int:
+    """The number of operations, if they are all the one writer's. Raises BadContentError."""
+    vector = doc.get_state()
+    if vector[:2] != bytes((1, _CLIENT)):
+        raise BadContentError("a part's map holds something, by one writer")
+    count = shift = 0
+    for byte in vector[2:]:
+        count |= (byte & 0x7F) << shift
+        shift += 7
+    return count
+
+
+def _stamp(text: str) -> int:
+    try:
+        stamp = int(text, 16) if len(text) <= 16 else 0
+    except ValueError:
+        stamp = 0
+    if not 0 < stamp <= MAX_STAMP or f"{stamp:x}" != text:
+        raise BadContentError(f"{text[:40]!r} is not a stamp")
+    return stamp
+
+
+def _anchor(text: str) -> Anchor:
+    try:
+        stamp, end, base, length = text.split(" ")
+        anchor = Anchor(_stamp(stamp), bytes.fromhex(end), int(base), int(length))
+    except ValueError:
+        raise BadContentError(f"{text[:40]!r} is not an anchor") from None
+    if len(anchor.end) != VALUE_BYTES or not 0 < anchor.length <= MAX_CHAIN_LENGTH or not 0 < anchor.base < 1 << 48:
+        raise BadContentError(f"{text[:40]!r} is not an anchor")
+    return anchor

@@ -1,0 +1,372 @@
+"""The documents of one node: the face that the API and the mesh use.
+
+Owns the life of a replica: opening and loading, committing what is staged in groups, telling readers, feeds and links
+after it is durable, closing. Keeps the rule that nothing is seen by anybody before it is on disk. All decisions are
+made by the synchronous parts (`writing`, `applying`, `view`, `horizon`); here is only their order and the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from peat_p2p.core.clock import Clock
+from peat_p2p.core.errors import PeatError, UnavailableError
+from peat_p2p.documents.applying import Gate
+from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, allow_all
+from peat_p2p.documents.feed import DEFAULT_PENDING, Feeds, Subscription
+from peat_p2p.documents.horizon import Horizon
+from peat_p2p.documents.jsontext import check_fields, split_object
+from peat_p2p.documents.keys import certificate_key
+from peat_p2p.documents.loading import load
+from peat_p2p.documents.query import Query
+from peat_p2p.documents.rules import CLASSES, Rules, is_reserved
+from peat_p2p.documents.sending import make_update
+from peat_p2p.documents.shelf import Certificate, Shelf, Staged
+from peat_p2p.documents.sqlite import SqliteStore
+from peat_p2p.documents.stamps import StampClock
+from peat_p2p.documents.store import MemoryStore, Store
+from peat_p2p.documents.types import (
+    Counts,
+    CursorMove,
+    Document,
+    Limits,
+    Outcome,
+    PartKey,
+    Update,
+    Verdict,
+    Version,
+)
+from peat_p2p.documents.writing import Desk, check_collection
+from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.identity import Identity
+
+_LOG = logging.getLogger(__name__)
+# After so many updates others get a turn: checking a signature takes a tenth of a millisecond.
+_UPDATES_PER_TURN = 64
+
+
+class Replica:
+    """A node's documents. Make one with `Replica.open`; use it from one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        authority: Authority,
+        clock: Clock,
+        limits: Limits,
+        rules: Rules,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._store = store
+        self._authority = authority
+        self._clock = clock
+        self._random = random
+        self.limits = limits
+        self.rules = rules
+        self._shelf = Shelf(rules)
+        self._stamps = StampClock()
+        self._desk = Desk(self._shelf, authority, limits, self._stamps, random)
+        self._horizon = Horizon(self._shelf, lambda: (self.node.endpoint_id, self._desk.incarnation), self._stamps)
+        self._gate = Gate(self._shelf, authority, limits, self._horizon)
+        self._gate.on_own = self._own_part_came
+        self._feeds = Feeds(self._shelf)
+        self._callbacks: dict[int, Callable[[frozenset[int]], None]] = {}
+        self._next_callback = 0
+        self._work = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._flying = False
+        self._closing = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        path: Path | None,
+        credentials: NodeCredentials,
+        clock: Clock,
+        limits: Limits | None = None,
+        *,
+        policy: Policy = allow_all,
+        rules: Rules | None = None,
+    ) -> AsyncIterator[Replica]:
+        """A replica in the file `path`, or in memory alone.
+
+        Raises CorruptError for a damaged file, ConflictError if another process has it open.
+        """
+        loop = asyncio.get_running_loop()
+        store: Store = MemoryStore() if path is None else await loop.run_in_executor(None, SqliteStore, path)
+        replica = cls(store, FormationAuthority(credentials, policy), clock, limits or Limits(), rules or Rules())
+        async with replica.running():
+            yield replica
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load, commit while the body runs, then write what is left and close the store."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._shelf.restore(await loop.run_in_executor(self._executor, load, self._store, self._authority))
+            self._settle_in()
+            async with asyncio.TaskGroup() as group:
+                committing = group.create_task(self._commit_groups(), name="documents: commit")
+                try:
+                    if self._shelf.staged:
+                        await self._durable()
+                    yield
+                finally:
+                    self._closing = True
+                    self._work.set()
+                    self._feeds.close(UnavailableError("the documents are being closed"))
+                    await committing
+        finally:
+            await loop.run_in_executor(self._executor, self._store.close)
+            self._executor.shutdown()
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> Identity:
+        """Who this node is."""
+        return self._authority.node
+
+    @property
+    def epoch(self) -> bytes:
+        """Names this database: a new file has another."""
+        return self._shelf.meta["epoch"]
+
+    def get(self, collection: str, doc_id: str) -> Document | None:
+        """A document, or None. Raises InvalidInputError for a name that cannot be."""
+        check_collection(collection)
+        return self._shelf.document(collection, doc_id)
+
+    def read(self, collection: str, prefix: str = "") -> list[Document]:
+        """The documents of a collection whose ids begin with `prefix`, by id."""
+        check_collection(collection)
+        documents = (
+            self._shelf.document(collection, doc_id)
+            for doc_id in self._shelf.doc_ids(collection)
+            if doc_id.startswith(prefix)
+        )
+        return [document for document in documents if document is not None]
+
+    def ids(self, collection: str) -> list[str]:
+        """The ids of a collection's documents, sorted."""
+        return [document.doc_id for document in self.read(collection)]
+
+    def collections(self) -> list[str]:
+        """The collections that hold or held documents."""
+        return [name for name in self._shelf.collections() if not is_reserved(name)]
+
+    def subscribe(
+        self, collections: Iterable[str] = (), query: Query | None = None, max_pending: int = DEFAULT_PENDING
+    ) -> Subscription:
+        """What is there and then what changes, of some collections or (none named) of all."""
+        return self._feeds.subscribe(collections, query, max_pending)
+
+    def counts(self) -> Counts:
+        """How much there is."""
+        documents = sum(len(self._shelf.doc_ids(name)) for name in self.collections())
+        by_class = {klass: self._shelf.parts_in_class(klass) for klass in range(CLASSES)}
+        return Counts(documents, self._shelf.part_count, len(self._shelf.certificates()), by_class)
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    async def put(self, collection: str, doc_id: str, json_object: str) -> Document:
+        """Merge the fields of a JSON object into a document; durable on return.
+
+        Raises InvalidInputError, TooLargeError, ExhaustedError (disk full).
+        """
+        return await self._put(collection, doc_id, split_object(json_object))
+
+    async def put_fields(self, collection: str, doc_id: str, fields: Mapping[str, str]) -> Document:
+        """Like `put`, for fields given as JSON text each."""
+        return await self._put(collection, doc_id, check_fields(fields))
+
+    async def delete(self, collection: str, doc_id: str) -> bool:
+        """Delete a document; durable on return. False if there was none."""
+        existed = self._desk.delete(collection, doc_id, self._clock.wall())
+        if existed or self._shelf.is_ahead(collection, doc_id):
+            await self._durable()
+        return existed
+
+    async def _put(self, collection: str, doc_id: str, fields: Mapping[str, str]) -> Document:
+        while True:
+            changed = self._desk.put(collection, doc_id, fields, self._clock.wall())
+            if changed or self._shelf.is_ahead(collection, doc_id):
+                await self._durable()
+            document = self._shelf.document(collection, doc_id)
+            # None: somebody deleted it between the commit and our turn; what was asked for did happen.
+            if document is not None or changed:
+                return document or Document(collection, doc_id, "{}", 0)
+
+    # The mesh --------------------------------------------------------------------------------------------------------
+
+    def head(self, klass: int) -> int:
+        """The number of the newest change of a class."""
+        return self._shelf.head(klass)
+
+    def changed_since(self, klass: int, seq: int, limit: int, *, peer: str = "") -> list[tuple[int, PartKey]]:
+        """Up to `limit` keys of what changed after `seq`, oldest change first; not what `peer` is known to have."""
+        found: list[tuple[int, PartKey]] = []
+        for number, key, peers in self._shelf.changed_since(klass, seq):
+            if peer not in peers:
+                found.append((number, key))
+                if len(found) >= limit:
+                    break
+        return found
+
+    def seq(self, key: PartKey) -> int:
+        """The number of the change that brought the present state; 0: unknown."""
+        return self._shelf.seq_of(key)
+
+    def version(self, key: PartKey) -> Version | None:
+        """How new our copy of a part is."""
+        part = self._shelf.part(key)
+        return part.newness if part is not None else None
+
+    def all_versions(self, klass: int) -> Iterable[tuple[PartKey, Version]]:
+        """Every part of a class and how new our copy is."""
+        return [
+            (part.key, part.newness)
+            for part in self._shelf.parts()
+            if self.rules.of(part.key.collection).klass == klass
+        ]
+
+    def make_update(self, key: PartKey, base_seq: int = 0, base: Version | None = None) -> Update | None:
+        """The newest state for a peer that has everything up to `base_seq`, or `base` of this part; None: it is
+        gone."""
+        return make_update(self._shelf, key, base_seq, base)
+
+    async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
+        """Take in what a peer sent; the outcomes in the same order, durable on return together with the cursors."""
+        outcomes: list[Outcome] = []
+        for index, update in enumerate(updates):
+            if index % _UPDATES_PER_TURN == _UPDATES_PER_TURN - 1:
+                await asyncio.sleep(0)
+            outcomes.append(self._gate.apply(update, source, self._clock.wall()))
+        for cursor in cursors:
+            self._shelf.staged.cursors[cursor.peer, cursor.epoch, cursor.klass] = cursor.seq
+        # Cursors alone wait for the next commit: losing one costs a repetition, not data.
+        if any(outcome.verdict is Verdict.APPLIED for outcome in outcomes):
+            await self._durable()
+        return outcomes
+
+    def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
+        """By class, how far we have what the database `epoch` of a peer holds."""
+        return self._shelf.cursors(peer, epoch)
+
+    async def caught_up(self, peer: str) -> None:
+        """Note that we have all that `peer` had when it told its heads."""
+        if self._horizon.caught_up(peer):
+            await self._durable()
+
+    def take_reoffer(self, peer: str) -> bool:
+        """Whether `peer` must be offered everything again after a long absence; true once."""
+        return self._horizon.take_reoffer(peer)
+
+    def on_commit(self, callback: Callable[[frozenset[int]], None]) -> Callable[[], None]:
+        """Have `callback` called on the loop with the classes that got something new. Returns what removes it."""
+        number = self._next_callback
+        self._next_callback += 1
+        self._callbacks[number] = callback
+        return lambda: (self._callbacks.pop(number, None), None)[1]
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _settle_in(self) -> None:
+        """Give a new database its names; note our certificate."""
+        meta, staged = self._shelf.meta, self._shelf.staged
+        node = bytes.fromhex(self.node.endpoint_id)
+        if "epoch" not in meta:
+            meta["epoch"] = staged.meta["epoch"] = self._random(16)
+        if "incarnation" not in meta or meta.get("node") != node:
+            self._new_incarnation()
+            meta["node"] = staged.meta["node"] = node
+        self._desk.incarnation = int.from_bytes(meta["incarnation"], "big")
+        own = (self.node.endpoint_id, self._desk.incarnation)
+        self._stamps.last = max(
+            (part.version for part in self._shelf.parts() if (part.key.origin, part.key.incarnation) == own), default=0
+        )
+        known = self._shelf.certificate(self.node.endpoint_id)
+        if known is None or known.identity.certificate != self.node.certificate:
+            self._shelf.stage_certificate(Certificate(self.node, self._shelf.next_seq()))
+
+    def _new_incarnation(self) -> None:
+        value = self._random(4)
+        self._shelf.meta["incarnation"] = self._shelf.staged.meta["incarnation"] = value
+        self._desk.incarnation = int.from_bytes(value, "big")
+
+    def _own_part_came(self, key: PartKey) -> None:
+        """Something this database signed and does not have: it is an older copy of itself, so it begins a new life."""
+        if key.incarnation == self._desk.incarnation:
+            _LOG.warning("the document database was put back to an older state; it goes on as a new writer")
+            self._new_incarnation()
+
+    async def _durable(self) -> None:
+        """Wait until what is staged now is committed and seen. Raises what the store raised."""
+        if self._closing:
+            raise UnavailableError("the documents are being closed")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._work.set()
+        await waiter
+
+    async def _commit_groups(self) -> None:
+        """Commit what is staged, again and again; while one group is written the next one gathers."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._shelf.staged or self._waiters:
+                staged, waiters = self._shelf.take_staged(), self._waiters
+                self._waiters = []
+                try:
+                    if staged:
+                        await loop.run_in_executor(self._executor, self._store.commit, staged.rows())
+                except PeatError as error:
+                    _LOG.error("documents cannot be written: %s", error)
+                    self._shelf.abandon([staged])
+                    self._resolve([*waiters, *self._waiters], error)
+                    self._waiters = []
+                    continue
+                self._show(staged)
+                self._resolve(waiters, None)
+            if self._closing:
+                return
+
+    def _show(self, staged: Staged) -> None:
+        classes, documents = self._shelf.publish(staged)
+        if documents:
+            self._feeds.offer(documents)
+        if classes:
+            for callback in list(self._callbacks.values()):
+                try:
+                    callback(classes)
+                except Exception:
+                    _LOG.exception("a listener to document changes failed")
+
+    @staticmethod
+    def _resolve(waiters: Iterable[asyncio.Future[None]], error: PeatError | None) -> None:
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    def certificate(self, origin: str) -> Identity | None:
+        """Who an origin is, if its certificate has come."""
+        known = self._shelf.certificate(origin)
+        return known.identity if known is not None else None
+
+    @staticmethod
+    def certificate_key(origin: str) -> PartKey:
+        """The key under which the certificate of `origin` travels."""
+        return certificate_key(origin)
