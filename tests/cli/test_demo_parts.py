@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,7 @@ def _relink(b: Path) -> None:
         (lambda b: (b / "file").write_bytes(b"x"), "file has 1 bytes"),
         (lambda b: (b / "deep" / "run").unlink(), "deep/run is missing"),
         (lambda b: (b / "new").touch(), "new was not published"),
-        (lambda b: os.chmod(b / "deep" / "run", 0o644), "executable on one side"),
+        (lambda b: (b / "deep" / "run").chmod(0o644), "executable on one side"),
         (lambda b: (b / "deep" / "empty").rmdir(), "deep/empty is missing"),
     ],
 )

@@ -67,15 +67,25 @@ def init(name: str, directory: Path, as_json: bool) -> None:
     "--days", type=click.IntRange(1), default=365, show_default=True, help="How long the certificate is good."
 )
 @click.option("--agent", "agents", multiple=True, help="A further agent id this node may write for; repeatable.")
+@click.option("--replace", is_flag=True, help="NODE lost its folder: issue a new key, and revoke the old one.")
 @_JSON
 def issue(
-    node: str, roles: tuple[str, ...], directory: Path, out: Path, days: int, agents: tuple[str, ...], as_json: bool
+    node: str,
+    roles: tuple[str, ...],
+    directory: Path,
+    out: Path,
+    days: int,
+    agents: tuple[str, ...],
+    replace: bool,
+    as_json: bool,
 ) -> None:
     """Issue a key and a certificate to NODE.
 
     Roles: `agent` (holds and deploys packages), `publisher` (signs packages), `hub` and `operator` (give orders).
     """
-    identity = Formation.load(directory).issue(node, [Role(role) for role in roles], out, days, agents=agents)
+    identity = Formation.load(directory).issue(
+        node, [Role(role) for role in roles], out, days, agents=agents, replace=replace
+    )
     if as_json:
         click.echo(json.dumps({"node_id": identity.node_id, "endpoint_id": identity.endpoint_id, "dir": str(out)}))
     else:

@@ -25,6 +25,9 @@ def hub(**values: Any) -> None:
     """
     from peat_p2p.hub.app import open_hub
     from peat_p2p.hub.config import HubConfig
+    from peat_p2p.sidecar.app import open_sidecar
 
-    config = HubConfig(sidecar=sidecar_config(values))
-    run_service(open_hub(config), config.sidecar.node, endpoints_name="hub.json", log_level=values["log_level"])
+    sidecar = sidecar_config(values)
+    config = HubConfig(node=sidecar.node)
+    service = open_hub(config, open_sidecar(sidecar))
+    run_service(service, config.node, endpoints_name="hub.json", log_level=values["log_level"])

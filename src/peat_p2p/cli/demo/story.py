@@ -22,14 +22,15 @@ from peat_p2p.cli.demo.fleet import ALPHA, BRAVO, DEPOT, EDGE, EVERYONE, HUB, LA
 from peat_p2p.cli.demo.processes import processes
 from peat_p2p.cli.demo.report import AgentResult, KillResult, Report
 from peat_p2p.cli.demo.sample import copy_installed_packages
-from peat_p2p.client import AgentClient, CommandRecord, SidecarClient
+from peat_p2p.client import AgentClient, SidecarClient
 from peat_p2p.core.errors import UnavailableError
+from peat_p2p.fleet.commands import Command, CommandStatus
 from peat_p2p.wire.gen.peat.agent.v1.agent_pb import Package, Transfer
 
 T = TypeVar("T")
 
 NAME, VERSION = "field-tools", "1.0"
-COMPLETED, FAILED = 3, 4
+
 POLL_SECONDS = 0.1
 STEP_SECONDS = 90.0
 # An edge agent may fetch so fast that a transfer takes about this long: time enough to be killed half way.
@@ -122,11 +123,11 @@ class Story:
         async with SidecarClient(fleet.sidecars[HUB.name].endpoints.api) as hub:
             now = int(time.time())
             await hub.put_command(
-                CommandRecord(
+                Command(
                     id=self._command,
                     target_id="*",
                     command_type="deploy",
-                    status=1,
+                    status=CommandStatus.PENDING,
                     created_at=now,
                     expires_at=now + 24 * 3600,
                     payload_json=json.dumps({"package": NAME, "version": VERSION}),
@@ -172,7 +173,7 @@ class Story:
                     transfer = await self._observe(fleet, member, progress, tasks[member.name])
                     if member is victim and self._kill is None and transfer is not None:
                         await self._kill_half_way(fleet, member, transfer, progress)
-                    if await self._receipt(fleet, member) == COMPLETED:
+                    if await self._receipt(fleet, member) == CommandStatus.COMPLETED:
                         await self._observe(fleet, member, progress, tasks[member.name])
                         progress.update(tasks[member.name], completed=self._package.total_bytes)
                         waiting.remove(member)
@@ -263,7 +264,7 @@ class Story:
         async with SidecarClient(fleet.sidecars[member.name].endpoints.api) as sidecar:
             receipt = await sidecar.get_document("receipts", f"{self._command}:{member.name}")
         status = int((receipt or {}).get("status", 0))
-        if status == FAILED:
+        if status == CommandStatus.FAILED:
             raise UnavailableError(f"{member.name} reports failure: {(receipt or {}).get('message')}")
         return status
 
