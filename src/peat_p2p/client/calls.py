@@ -18,7 +18,6 @@ from protobuf import Message
 from peat_p2p.client.channel import Channel
 from peat_p2p.client.model import (
     Cell,
-    CommandRecord,
     Link,
     NodeInfo,
     Peer,
@@ -28,8 +27,11 @@ from peat_p2p.client.model import (
     Track,
 )
 from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.fleet.commands import Command, CommandStatus
 from peat_p2p.wire.gen.peat.node.v1 import node_pb as node
+from peat_p2p.wire.gen.peat.node.v1.node_connect import PeatNodeClient
 from peat_p2p.wire.gen.peat.sidecar.v1 import sidecar_pb as pb
+from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecarClient
 
 JsonObject = Mapping[str, object]
 V = TypeVar("V")
@@ -54,7 +56,9 @@ class SidecarCalls:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self.address = address
-        self._channel = Channel(address, token=token, tls=tls, timeout=timeout)
+        self._channel = Channel("sidecar", address, token=token, tls=tls, timeout=timeout)
+        self._sidecar = self._channel.client(PeatSidecarClient)
+        self._node = self._channel.client(PeatNodeClient)
 
     async def __aenter__(self) -> Self:
         await self._channel.__aenter__()
@@ -67,31 +71,30 @@ class SidecarCalls:
 
     async def get_status(self) -> Status:
         """Who the sidecar is and how it does."""
-        sidecar = self._channel.sidecar
-        it = await self._channel.read(lambda: sidecar.get_status(pb.GetStatusRequest()))
+        it = await self._channel.read(lambda: self._sidecar.get_status(pb.GetStatusRequest()))
         phase = it.phase.name.lower() if isinstance(it.phase, pb.NodePhase) else "unspecified"
         return Status(it.node_id, it.endpoint_addr, it.sync_active, it.connected_peers, phase)
 
     async def connect_peer(self, endpoint_id: str, addresses: Sequence[str] = (), relay_url: str = "") -> None:
         """Tell the sidecar of a peer; it keeps trying to reach it."""
         request = pb.ConnectPeerRequest(endpoint_id=endpoint_id, addresses=list(addresses), relay_url=relay_url)
-        await self._channel.write(lambda: self._channel.sidecar.connect_peer(request))
+        await self._channel.write(lambda: self._sidecar.connect_peer(request))
 
     async def disconnect_peer(self, endpoint_id: str) -> None:
         """Make the sidecar drop a peer and forget it."""
         request = pb.DisconnectPeerRequest(endpoint_id=endpoint_id)
-        await self._channel.write(lambda: self._channel.sidecar.disconnect_peer(request))
+        await self._channel.write(lambda: self._sidecar.disconnect_peer(request))
 
     async def list_peers(self) -> list[Peer]:
         """The peers the sidecar knows."""
-        response = await self._channel.read(lambda: self._channel.sidecar.list_peers(pb.ListPeersRequest()))
+        response = await self._channel.read(lambda: self._sidecar.list_peers(pb.ListPeersRequest()))
         return [Peer(peer.endpoint_id, tuple(peer.addresses), peer.connected) for peer in response.peers]
 
     async def put_document(self, collection: str, doc_id: str, document: JsonObject | str) -> None:
         """Merge a JSON object (or its text) into a document, key by key. Durable on return."""
         text = document if isinstance(document, str) else _dump(document)
         request = pb.PutDocumentRequest(collection=collection, doc_id=doc_id, json_data=text)
-        await self._channel.write(lambda: self._channel.sidecar.put_document(request))
+        await self._channel.write(lambda: self._sidecar.put_document(request))
 
     async def get_document(self, collection: str, doc_id: str) -> dict[str, Any] | None:
         """A document, or None if there is none."""
@@ -101,76 +104,79 @@ class SidecarCalls:
     async def get_document_text(self, collection: str, doc_id: str) -> str | None:
         """A document's JSON text with its numbers as they were written, or None if there is none."""
         request = pb.GetDocumentRequest(collection=collection, doc_id=doc_id)
-        response = await self._channel.read(lambda: self._channel.sidecar.get_document(request))
+        response = await self._channel.read(lambda: self._sidecar.get_document(request))
         return response.json_data if response.has_field("json_data") else None
 
     async def delete_document(self, collection: str, doc_id: str) -> None:
         """Delete a document, here and (as the mesh goes) everywhere."""
         request = pb.DeleteDocumentRequest(collection=collection, doc_id=doc_id)
-        await self._channel.write(lambda: self._channel.sidecar.delete_document(request))
+        await self._channel.write(lambda: self._sidecar.delete_document(request))
 
     async def list_documents(self, collection: str) -> list[str]:
         """The ids of a collection's documents."""
         request = pb.ListDocumentsRequest(collection=collection)
-        response = await self._channel.read(lambda: self._channel.sidecar.list_documents(request))
+        response = await self._channel.read(lambda: self._sidecar.list_documents(request))
         return list(response.doc_ids)
 
     async def put_platform(self, platform: Platform) -> None:
         """Write a platform; other keys of its document stay."""
         request = pb.PutPlatformRequest(platform=_to_message(pb.Platform, platform))
-        await self._channel.write(lambda: self._channel.sidecar.put_platform(request))
+        await self._channel.write(lambda: self._sidecar.put_platform(request))
 
     async def get_platforms(self) -> list[Platform]:
         """Every document of `platforms`, as far as it reads as a platform."""
-        response = await self._channel.read(lambda: self._channel.sidecar.get_platforms(pb.GetPlatformsRequest()))
+        response = await self._channel.read(lambda: self._sidecar.get_platforms(pb.GetPlatformsRequest()))
         return [_from_message(Platform, message) for message in response.platforms]
 
     async def put_cell(self, cell: Cell) -> None:
         """Write a cell."""
         request = pb.PutCellRequest(cell=_to_message(pb.Cell, cell))
-        await self._channel.write(lambda: self._channel.sidecar.put_cell(request))
+        await self._channel.write(lambda: self._sidecar.put_cell(request))
 
     async def get_cells(self) -> list[Cell]:
         """Every cell."""
-        response = await self._channel.read(lambda: self._channel.sidecar.get_cells(pb.GetCellsRequest()))
+        response = await self._channel.read(lambda: self._sidecar.get_cells(pb.GetCellsRequest()))
         return [_from_message(Cell, message) for message in response.cells]
 
     async def put_track(self, track: Track) -> None:
         """Write a track."""
         request = pb.PutTrackRequest(track=_to_message(pb.Track, track))
-        await self._channel.write(lambda: self._channel.sidecar.put_track(request))
+        await self._channel.write(lambda: self._sidecar.put_track(request))
 
     async def get_tracks(self) -> list[Track]:
         """Every track."""
-        response = await self._channel.read(lambda: self._channel.sidecar.get_tracks(pb.GetTracksRequest()))
+        response = await self._channel.read(lambda: self._sidecar.get_tracks(pb.GetTracksRequest()))
         return [_from_message(Track, message) for message in response.tracks]
 
-    async def put_command(self, command: CommandRecord) -> None:
+    async def put_command(self, command: Command) -> None:
         """Write a command; the sidecar signs it."""
         request = pb.PutCommandRequest(command=_to_message(pb.Command, command))
-        await self._channel.write(lambda: self._channel.sidecar.put_command(request))
+        await self._channel.write(lambda: self._sidecar.put_command(request))
 
-    async def get_commands(self) -> list[CommandRecord]:
-        """Every command, whoever it is for and whether or not its signature holds."""
-        response = await self._channel.read(lambda: self._channel.sidecar.get_commands(pb.GetCommandsRequest()))
-        return [_from_message(CommandRecord, message) for message in response.commands]
+    async def get_commands(self) -> list[Command]:
+        """Every command, whoever it is for. The typed call carries no signature: nothing here is proved."""
+        response = await self._channel.read(lambda: self._sidecar.get_commands(pb.GetCommandsRequest()))
+        return [
+            Command(**{**_values(message), "status": CommandStatus.of(int(message.status))})
+            for message in response.commands
+        ]
 
     async def start_sync(self) -> None:
         """Let the mesh exchange documents."""
-        await self._channel.write(lambda: self._channel.sidecar.start_sync(pb.StartSyncRequest()))
+        await self._channel.write(lambda: self._sidecar.start_sync(pb.StartSyncRequest()))
 
     async def stop_sync(self) -> None:
         """Stop the mesh from exchanging documents until `start_sync`."""
-        await self._channel.write(lambda: self._channel.sidecar.stop_sync(pb.StopSyncRequest()))
+        await self._channel.write(lambda: self._sidecar.stop_sync(pb.StopSyncRequest()))
 
     async def get_sync_stats(self) -> SyncStats:
         """What the mesh has moved."""
-        it = await self._channel.read(lambda: self._channel.sidecar.get_sync_stats(pb.GetSyncStatsRequest()))
+        it = await self._channel.read(lambda: self._sidecar.get_sync_stats(pb.GetSyncStatsRequest()))
         return SyncStats(it.sync_active, it.connected_peers, it.bytes_sent, it.bytes_received)
 
     async def get_node(self) -> NodeInfo:
         """Who the sidecar is, by its certificate and configuration."""
-        it = await self._channel.read(lambda: self._channel.node.get_node(node.GetNodeRequest()))
+        it = await self._channel.read(lambda: self._node.get_node(node.GetNodeRequest()))
         return NodeInfo(
             it.node_id,
             it.endpoint_id,
@@ -184,7 +190,7 @@ class SidecarCalls:
 
     async def list_links(self) -> list[Link]:
         """The links of the mesh and why each is in its state."""
-        response = await self._channel.read(lambda: self._channel.node.list_links(node.ListLinksRequest()))
+        response = await self._channel.read(lambda: self._node.list_links(node.ListLinksRequest()))
         return [_from_message(Link, message) for message in response.links]
 
 
@@ -212,6 +218,11 @@ def _to_message(kind: type[M], value: object) -> M:
 
 
 def _from_message(kind: type[V], message: Message[Any]) -> V:
+    return kind(**_values(message))
+
+
+def _values(message: Message[Any]) -> dict[str, Any]:
+    """The message's fields as plain values; an optional one that is absent is left out."""
     fields: dict[str, Any] = {}
     for field in message.desc().fields:
         if field.presence == _OPTIONAL and not message.has_field(field.name):
@@ -222,7 +233,7 @@ def _from_message(kind: type[V], message: Message[Any]) -> V:
         elif isinstance(value, Enum):
             value = value.value
         fields[field.name] = value
-    return kind(**fields)
+    return fields
 
 
 _OPTIONAL = 1  # a field descriptor's `presence` of proto3 `optional`

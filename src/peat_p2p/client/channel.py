@@ -1,4 +1,4 @@
-"""One sidecar as the SDK sees it: calls with a time limit, retries where they are safe, errors that name the address.
+"""One server as the SDK sees it: calls with a time limit, retries where they are safe, errors that name the address.
 
 Owns how a single call is made. Rules: a call never outlives its time limit; only calls that change nothing are tried
 again; cancellation stays cancellation. Must not know what the calls are about.
@@ -13,16 +13,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
+from connectrpc.client import ConnectClient
 from connectrpc.errors import ConnectError
 from pyqwest import Client as HttpClient
 
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.wire.errors import cancellation_in, from_connect
-from peat_p2p.wire.gen.peat.node.v1.node_connect import PeatNodeClient
-from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecarClient
 from peat_p2p.wire.transport import AiohttpTransport
 
 T = TypeVar("T")
+C = TypeVar("C", bound=ConnectClient)
 
 ATTEMPTS = 3
 FIRST_DELAY = 0.1
@@ -34,18 +34,24 @@ def backoff(attempt: int, jitter: Callable[[], float], *, first: float, most: fl
 
 
 class Channel:
-    """A sidecar's services behind one transport. Use as an async context manager."""
+    """The services of one address behind one transport. Use as an async context manager.
 
-    def __init__(self, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float) -> None:
+    `what` names the server in errors: "sidecar", "agent".
+    """
+
+    def __init__(
+        self, what: str, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float
+    ) -> None:
         self.address = address
-        self.where = f"sidecar at {address}"
+        self.where = f"{what} at {address}"
         self._timeout = timeout
         self._transport = AiohttpTransport(address, token=token, tls=tls)
-        http = HttpClient(self._transport)
-        base = self._transport.base_url
-        # The sidecar is next door: compressing would cost more than it saves.
-        self.sidecar = PeatSidecarClient(base, http_client=http, send_compression=None, accept_compression=())
-        self.node = PeatNodeClient(base, http_client=http, send_compression=None, accept_compression=())
+        self._http = HttpClient(self._transport)
+
+    def client(self, kind: type[C]) -> C:
+        """A generated client whose requests go through this channel."""
+        # The server is next door as a rule: compressing would cost more than it saves.
+        return kind(self._transport.base_url, http_client=self._http, send_compression=None, accept_compression=())
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -65,7 +71,7 @@ class Channel:
             raise self._late() from None
 
     async def read(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that changes nothing; while the sidecar is out of reach, try again. Raises PeatError."""
+        """Make a call that changes nothing; while the server is out of reach, try again. Raises PeatError."""
         try:
             async with asyncio.timeout(self._timeout):
                 for attempt in range(ATTEMPTS - 1):

@@ -120,19 +120,6 @@ class Track:
     category: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandRecord:
-    """A command as the typed call knows it: not checked for its signature. `status` is a number of CommandStatus."""
-
-    id: str
-    target_id: str = ""
-    command_type: str = ""
-    status: int = 0
-    created_at: int = 0
-    expires_at: int = 0
-    payload_json: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Upserted:
     """A document is there or has changed; `text` is its JSON object exactly as stored, `document` the same, parsed."""

@@ -17,18 +17,19 @@ from peat_p2p.client.model import Deleted, Event, Gap, SnapshotComplete, Upserte
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.wire.errors import RemoteError
 from peat_p2p.wire.gen.peat.sidecar.v1 import sidecar_pb as pb
+from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecarClient
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
 
 
 async def follow(
-    channel: Channel, collections: Sequence[str], query: pb.SubscriptionQuery | None
+    channel: Channel, sidecar: PeatSidecarClient, collections: Sequence[str], query: pb.SubscriptionQuery | None
 ) -> AsyncGenerator[Event, None]:
     """Events of one subscription for ever, over as many connections as it takes. Raises PeatError if it is refused."""
     attempt = 0
     while True:
-        stream = read_once(channel, collections, query)
+        stream = read_once(channel, sidecar, collections, query)
         try:
             async for event in stream:
                 attempt = 0
@@ -45,11 +46,11 @@ async def follow(
 
 
 async def read_once(
-    channel: Channel, collections: Sequence[str], query: pb.SubscriptionQuery | None
+    channel: Channel, sidecar: PeatSidecarClient, collections: Sequence[str], query: pb.SubscriptionQuery | None
 ) -> AsyncGenerator[Event, None]:
     """Events of one subscription over one connection. Raises PeatError when it breaks."""
     request = pb.SubscribeRequest(collections=list(collections), query=query)
-    changes = channel.stream(lambda: channel.sidecar.subscribe(request))
+    changes = channel.stream(lambda: sidecar.subscribe(request))
     try:
         async for change in changes:
             event = _event(change)

@@ -1,0 +1,67 @@
+"""The SDK's face of an agent's control service.
+
+Owns the calls of `peat.agent.v1.PeatAgent`: what `peat publish`, `peat pull` and `peat packages` ask of the agent
+beside them. The generated messages are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self
+
+from peat_p2p.client.calls import DEFAULT_TIMEOUT
+from peat_p2p.client.channel import Channel
+from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
+from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgentClient
+
+
+class AgentClient:
+    """The calls of one agent. Use as an async context manager; every call raises PeatError.
+
+    `timeout` bounds the calls that answer at once; publishing and pulling take as long as they take.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self.address = address
+        self._channel = Channel("agent", address, token=token, tls=tls, timeout=timeout)
+        self._agent = self._channel.client(PeatAgentClient)
+
+    async def __aenter__(self) -> Self:
+        await self._channel.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.__aexit__(kind, error, trace)
+
+    def publish(self, path: str, name: str, version: str, arch: str = "") -> AsyncGenerator[pb.PublishProgress, None]:
+        """Publish what lies at `path` on the agent's machine; the last message has `done`."""
+        request = pb.PublishRequest(path=path, name=name, version=version, arch=arch)
+        return self._channel.stream(lambda: self._agent.publish(request))
+
+    def pull(
+        self, name: str, version: str = "", arch: str = "", destination: str = ""
+    ) -> AsyncGenerator[pb.Transfer, None]:
+        """Fetch a package and follow it; the last message has the state "complete" or "failed"."""
+        request = pb.PullRequest(name=name, version=version, arch=arch, destination=destination)
+        return self._channel.stream(lambda: self._agent.pull(request))
+
+    async def transfers(self) -> list[pb.Transfer]:
+        """What the agent fetches or has fetched."""
+        response = await self._channel.read(lambda: self._agent.list_transfers(pb.ListTransfersRequest()))
+        return list(response.transfers)
+
+    async def packages(self) -> list[pb.Package]:
+        """The packages the fleet knows, with what this agent has of each."""
+        response = await self._channel.read(lambda: self._agent.list_packages(pb.ListPackagesRequest()))
+        return list(response.packages)
