@@ -7,6 +7,7 @@ content was read, so equal content anywhere gives equal chunks. Must not touch a
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 
 from pyfastcdc import FastCDC
@@ -45,19 +46,27 @@ def cutter(average: int) -> FastCDC:
 class StreamCutter:
     """Takes the content stream in pieces of any size and gives it out in chunks.
 
-    `emit` gets lists of chunks in order; they are views of a buffer that is not used again. `boundary` says that a
-    new segment starts: no chunk spans it.
+    `emit` gets lists of chunks in order, which are views of a buffer, and that buffer, which is the caller's from then
+    on; once done with the chunks it may give the buffer to `recycle`. `boundary` says that a new segment starts: no
+    chunk spans it.
     """
 
-    def __init__(self, average: int, emit: Callable[[list[memoryview]], None]) -> None:
+    def __init__(self, average: int, emit: Callable[[list[memoryview], bytearray], None]) -> None:
         self._fastcdc = cutter(average)
         self._max = self._fastcdc.max_size
         self._capacity = max(_BUFFER_BYTES, 2 * self._max)
         self._emit = emit
         self._ready: list[memoryview] = []
-        self._buffer = memoryview(bytearray(self._capacity))
+        # New memory costs a page fault every 4 KiB, as much as hashing it: buffers go round.
+        self._spare: deque[bytearray] = deque()
+        self._memory = bytearray(self._capacity)
+        self._buffer = memoryview(self._memory)
         self._start = 0
         self._end = 0
+
+    def recycle(self, memory: bytearray) -> None:
+        """Take a buffer back whose chunks nobody looks at any more. May be called from any thread."""
+        self._spare.append(memory)
 
     def space(self) -> memoryview:
         """Where to put the next bytes; never empty. Call `advance` with how many were put."""
@@ -101,13 +110,15 @@ class StreamCutter:
             self._start += chunk.length
 
     def _roll(self) -> None:
-        if self._ready:
-            self._emit(self._ready)
-            self._ready = []
-        rest = self._buffer[self._start : self._end]
-        self._buffer = memoryview(bytearray(self._capacity))
-        self._start, self._end = 0, len(rest)
+        full, memory, rest = self._ready, self._memory, self._buffer[self._start : self._end]
+        try:
+            self._memory = self._spare.popleft()
+        except IndexError:
+            self._memory = bytearray(self._capacity)
+        self._buffer = memoryview(self._memory)
         self._buffer[: len(rest)] = rest
+        self._ready, self._start, self._end = [], 0, len(rest)
+        self._emit(full, memory)
 
 
 def pieces_root(data: bytes | memoryview) -> bytes:

@@ -88,9 +88,13 @@ class Index:
         """The name of this index: `blake3:` and 64 hex digits."""
         return f"blake3:{blake3(self.encode()).hexdigest()}"
 
+    @cached_property
+    def _encoded(self) -> bytes:
+        return _to_message(self).to_binary()
+
     def encode(self) -> bytes:
         """The canonical bytes."""
-        return _to_message(self).to_binary()
+        return self._encoded
 
     @classmethod
     def decode(cls, data: bytes) -> Index:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from blake3 import blake3
 
@@ -109,7 +108,7 @@ def ingest(source: Source, average: int, batch: ChunkBatch, report: Progress) ->
     """Read a scanned source, write its new chunks, and return all its chunks in order."""
     total = source.total_bytes
     with Workers(batch) as workers:
-        cut = StreamCutter(average, workers.submit)
+        cut = StreamCutter(average, lambda chunks, memory: workers.submit(chunks, lambda: cut.recycle(memory)))
         done = 0
         in_small = False
         for item in source.entries:
@@ -134,24 +133,24 @@ def ingest(source: Source, average: int, batch: ChunkBatch, report: Progress) ->
 def read_file(item: SourceEntry, cut: StreamCutter, advance: Callable[[int], None]) -> None:
     """Feed a whole file to the cutter. Raises ConflictError if it is not as it was when scanned."""
     try:
-        with item.path.open("rb", buffering=0) as file:
-            _check_state(file, item)
-            left = item.entry.size
-            while left:
-                count = file.readinto(cut.space()[:left])
-                if not count:
-                    raise changed(item.path)
-                cut.advance(count)
-                left -= count
-                advance(count)
-            _check_state(file, item)
+        fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise read_error(item.path, error) from error
-
-
-def _check_state(file: BinaryIO, item: SourceEntry) -> None:
-    if FileState.of(os.fstat(file.fileno())) != item.state:
-        raise changed(item.path)
+    try:
+        left = item.entry.size
+        while left:
+            count = os.readv(fd, [cut.space()[:left]])
+            if not count:
+                raise changed(item.path)
+            cut.advance(count)
+            left -= count
+            advance(count)
+        if FileState.of(os.fstat(fd)) != item.state:
+            raise changed(item.path)
+    except OSError as error:
+        raise read_error(item.path, error) from error
+    finally:
+        os.close(fd)
 
 
 class Workers:
@@ -172,17 +171,22 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, chunks: list[memoryview]) -> None:
-        """Give chunks to a thread; waits while too many are under way. Raises what a thread failed with."""
+    def submit(self, chunks: list[memoryview], done: Callable[[], None]) -> None:
+        """Give chunks to a thread, which calls `done` after; waits while too many are under way.
+
+        Raises what a thread failed with.
+        """
         self._slots.acquire()
         # An early failure (a full disk) must not wait for the end of a long read.
         if self._results and self._results[-1].done():
             self._results[-1].result()
-        self._results.append(self._pool.submit(self._work, chunks))
+        self._results.append(self._pool.submit(self._work, chunks, done))
 
-    def _work(self, chunks: list[memoryview]) -> list[ChunkRef]:
+    def _work(self, chunks: list[memoryview], done: Callable[[], None]) -> list[ChunkRef]:
         try:
-            return [self._one(data) for data in chunks]
+            refs = [self._one(data) for data in chunks]
+            done()
+            return refs
         finally:
             self._slots.release()
 
