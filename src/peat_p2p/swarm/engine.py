@@ -1,0 +1,219 @@
+"""The swarm of one agent: seeds what the store has and fetches what it is told to.
+
+Owns the torrent session, the metadata face, the running transfers and who seeds what. Rule: peers come from the
+PeerSource of each fetch and nowhere else; nothing is requested before its manifest is verified. Must not know
+documents, sidecars or commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from peat_p2p.content.manifest import open_manifest
+from peat_p2p.content.store import ChunkStore, StoredPackage
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.clock import Clock, SystemClock
+from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
+from peat_p2p.swarm.peers import PeerBook, PeerSource
+from peat_p2p.swarm.session import Limits
+from peat_p2p.swarm.torrent import parse_info
+from peat_p2p.swarm.torrents import Torrent, TorrentSession
+from peat_p2p.swarm.transfer import Surroundings, Transfer
+from peat_p2p.trust.credentials import NodeCredentials
+
+log = logging.getLogger(__name__)
+_ANY_PORT = HostPort("127.0.0.1", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmConfig:
+    """How a swarm runs. Limits are bytes per second, 0 is none. State is kept in the store's folder by default."""
+
+    listen: HostPort = _ANY_PORT
+    metadata_listen: HostPort = _ANY_PORT
+    site: str = ""
+    download_limit: int = 0
+    upload_limit: int = 0
+    state_dir: Path | None = None
+
+
+@dataclass(slots=True)
+class _Seed:
+    """A package on offer: its metadata, and its torrent."""
+
+    manifest_digest: str
+    infohash: str
+    envelope: dict[str, Any]
+    info: bytes
+    torrent: Torrent | None = None
+
+
+class SwarmEngine:
+    """Seeds and fetches packages. Use as a context: `async with SwarmEngine.open(...) as engine`."""
+
+    def __init__(self, store: ChunkStore, credentials: NodeCredentials, config: SwarmConfig, clock: Clock) -> None:
+        self._store = store
+        self._credentials = credentials
+        self._config = config
+        self._clock = clock
+        self._book = PeerBook(credentials.identity.endpoint_id, config.site)
+        self._seeds: dict[str, _Seed] = {}
+        self._transfers: dict[str, Transfer] = {}
+        self._claims = _Claims(self._transfers)
+        self._tasks = asyncio.TaskGroup()
+        self._stack = AsyncExitStack()
+        self._torrents: TorrentSession
+        self._around: Surroundings
+        self.swarm_address = config.listen
+        self.metadata_address = config.metadata_listen
+
+    @classmethod
+    def open(
+        cls, store: ChunkStore, credentials: NodeCredentials, config: SwarmConfig, clock: Clock | None = None
+    ) -> Self:
+        """An engine to be entered with `async with`. Entering raises UnavailableError when a port cannot be had."""
+        return cls(store, credentials, config, clock or SystemClock())
+
+    async def __aenter__(self) -> Self:
+        config = self._config
+        try:
+            self._torrents = await TorrentSession.open(
+                self._credentials, self._store.root, config.listen, Limits(config.download_limit, config.upload_limit)
+            )
+            self._stack.push_async_callback(self._torrents.close)
+            client = await self._stack.enter_async_context(MetadataClient(self._credentials))
+            server = MetadataServer(self._info_of, self._envelope_of, lambda infohash: None)
+            self.metadata_address = await self._stack.enter_async_context(
+                server.serve(config.metadata_listen, self._credentials)
+            )
+            self.swarm_address = self._torrents.address
+            self._around = Surroundings(
+                store=self._store,
+                torrents=self._torrents,
+                client=client,
+                book=self._book,
+                claims=self._claims,
+                clock=self._clock,
+                ca_pem=self._credentials.ca_pem,
+                state_dir=config.state_dir or self._store.root / "swarm",
+            )
+            await self._tasks.__aenter__()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for transfer in self._transfers.values():
+                transfer.cancel()
+            # The body's own error goes on as it is; the group would wrap it.
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            self._seeds.clear()
+            await self._stack.aclose()
+
+    async def seed(self, package: StoredPackage) -> None:
+        """Offer a package of the store. Offering one twice does nothing. Raises PeatError if its metadata is bad."""
+        if package.manifest_digest in self._seeds:
+            return
+        parsed = await asyncio.to_thread(parse_info, package.info, package.manifest.infohash, self._credentials.ca_pem)
+        missing = await asyncio.to_thread(self._store.missing, parsed.index)
+        if package.manifest_digest in self._seeds:
+            return
+        seed = _Seed(package.manifest_digest, parsed.meta.infohash, package.envelope, package.info)
+        running = self._transfers.get(package.manifest_digest)
+        if parsed.chunks and (running is None or running.torrent is None):
+            seed.torrent = self._torrents.add(parsed, [chunk.hex not in missing for chunk in parsed.chunks])
+        self._seeds[package.manifest_digest] = seed
+
+    async def unseed(self, manifest_digest: str) -> None:
+        """Offer a package no longer; connections for it are closed."""
+        seed = self._seeds.pop(manifest_digest, None)
+        if seed is not None and seed.torrent is not None:
+            self._torrents.remove(seed.torrent)
+
+    def fetch(
+        self,
+        envelope: dict[str, Any],
+        peers: PeerSource,
+        name: str | None = None,
+        version: str | None = None,
+        arch: str | None = None,
+    ) -> Transfer:
+        """Begin to fetch the package of a signed manifest; while one fetch of it runs, that is returned.
+
+        Raises UntrustedError or InvalidInputError if the manifest is not good, or not about what was asked for.
+        """
+        manifest, digest, _ = open_manifest(envelope, self._credentials.anchor, self._clock.wall(), name, version, arch)
+        running = self._transfers.get(digest)
+        if running is not None and not running.ended:
+            return running
+        transfer = Transfer(envelope, manifest, digest, peers, self._around, self._fetched)
+        self._transfers[digest] = transfer
+        transfer.start(self._tasks)
+        return transfer
+
+    def transfers(self) -> list[Transfer]:
+        """Running and ended fetches since the start."""
+        return list(self._transfers.values())
+
+    def set_limits(self, download: int, upload: int) -> None:
+        """Change the caps in bytes per second; 0 is none."""
+        self._torrents.set_limits(Limits(download, upload))
+
+    def _info_of(self, infohash: str) -> bytes | None:
+        for seed in self._seeds.values():
+            if seed.infohash == infohash:
+                return seed.info
+        for transfer in self._transfers.values():
+            if transfer.torrent is not None and transfer.manifest.infohash == infohash:
+                return transfer.torrent.parsed.meta.info
+        return None
+
+    def _envelope_of(self, manifest_digest: str) -> dict[str, Any] | None:
+        seed = self._seeds.get(manifest_digest)
+        if seed is not None:
+            return seed.envelope
+        transfer = self._transfers.get(manifest_digest)
+        return transfer.envelope if transfer is not None else None
+
+    async def _fetched(self, transfer: Transfer, package: StoredPackage) -> None:
+        """A fetch is complete: its torrent goes on as a seed."""
+        if transfer.torrent is None:
+            await self.seed(package)
+            return
+        self._seeds[package.manifest_digest] = _Seed(
+            package.manifest_digest, package.manifest.infohash, package.envelope, package.info, transfer.torrent
+        )
+
+
+class _Claims:
+    """Which transfer fetches which chunk. A chunk that two packages share is fetched once."""
+
+    def __init__(self, transfers: dict[str, Transfer]) -> None:
+        self._transfers = transfers
+        self._owner: dict[str, Transfer] = {}
+
+    def claim(self, owner: Transfer, digests: Iterable[str]) -> set[str]:
+        """Take what no other running transfer has; returns what `owner` has now."""
+        return {digest for digest in digests if self._owner.setdefault(digest, owner) is owner}
+
+    def release(self, owner: Transfer, digests: Iterable[str]) -> None:
+        """Give up what `owner` has of `digests` and wake the others."""
+        gone = [digest for digest in digests if self._owner.get(digest) is owner]
+        for digest in gone:
+            del self._owner[digest]
+        if gone:
+            for transfer in self._transfers.values():
+                if transfer is not owner:
+                    transfer.chunk_landed()

@@ -1,0 +1,182 @@
+"""Metadata between agents: info dictionaries and manifests over HTTPS with both certificates checked.
+
+An SSL torrent's metadata cannot come through the torrent itself (the certificate that guards it is inside), so each
+agent serves it: `GET /peat/v1/metadata/{infohash}` (zstd, resumable by Range) and `GET /peat/v1/manifest/{digest}`.
+Rule: only nodes of the formation are asked and answered. Which of them answers does not matter: what comes names
+itself (infohash, signature) and the caller checks that; here it is only bounded in size. Must not
+know what a transfer is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import zstandard
+from aiohttp import web
+from blake3 import blake3
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import InvalidInputError, TooLargeError, UnavailableError
+from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.torrent import MAX_INFO_BYTES
+from peat_p2p.trust.credentials import NodeCredentials
+
+_MAX_MANIFEST_BYTES = 64 << 10
+_PIECE = 64 << 10
+
+
+class MetadataServer:
+    """Answers for what `info_of` and `envelope_of` know. `on_asked` hears each infohash that was asked for."""
+
+    def __init__(
+        self,
+        info_of: Callable[[str], bytes | None],
+        envelope_of: Callable[[str], dict[str, Any] | None],
+        on_asked: Callable[[str], None],
+    ) -> None:
+        self._info_of = info_of
+        self._envelope_of = envelope_of
+        self._on_asked = on_asked
+
+    @asynccontextmanager
+    async def serve(self, listen: HostPort, credentials: NodeCredentials) -> AsyncIterator[HostPort]:
+        """Listen until the context ends; yields the real address. Raises UnavailableError."""
+        app = web.Application(client_max_size=_MAX_MANIFEST_BYTES)
+        app.router.add_get("/peat/v1/metadata/{infohash:[0-9a-f]{64}}", self._metadata)
+        app.router.add_get("/peat/v1/manifest/{digest}", self._manifest)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, listen.host, listen.port, ssl_context=credentials.server_context())
+            try:
+                await site.start()
+            except OSError as error:
+                raise UnavailableError(f"metadata cannot be served on {listen}: {error.strerror or error}") from error
+            yield HostPort(listen.host, runner.addresses[0][1])
+        finally:
+            await runner.cleanup()
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        infohash = request.match_info["infohash"]
+        info = self._info_of(infohash)
+        if info is None:
+            raise web.HTTPNotFound(text="not held here")
+        self._on_asked(infohash)
+        body = await asyncio.to_thread(zstandard.ZstdCompressor(level=3).compress, info)
+        # Another version of zstd may pack otherwise: a part is only joined to a part of the same packing.
+        etag = blake3(body).hexdigest()[:32]
+        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Peat-Size": str(len(info))}
+        start = 0
+        if request.headers.get("If-Range") == f'"{etag}"':
+            try:
+                start = request.http_range.start or 0
+            except ValueError:
+                start = 0
+        if not 0 < start < len(body):
+            return web.Response(body=body, headers=headers, content_type="application/zstd")
+        headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return web.Response(status=206, body=body[start:], headers=headers, content_type="application/zstd")
+
+    async def _manifest(self, request: web.Request) -> web.Response:
+        envelope = self._envelope_of(request.match_info["digest"])
+        if envelope is None:
+            raise web.HTTPNotFound(text="not held here")
+        return web.json_response(envelope)
+
+
+@dataclass(slots=True)
+class Partial:
+    """What came of an answer before it broke off, kept so that another try goes on from there."""
+
+    etag: str = ""
+    body: bytearray = field(default_factory=bytearray)
+
+
+class MetadataClient:
+    """Asks other agents. One per engine; use as a context."""
+
+    def __init__(self, credentials: NodeCredentials, *, idle_timeout: float = 30.0) -> None:
+        self._credentials = credentials
+        self._idle_timeout = idle_timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> MetadataClient:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._idle_timeout, sock_read=self._idle_timeout)
+        connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(), limit=32, keepalive_timeout=5.0)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+        self._session = None
+
+    async def info(self, peer: PeerCandidate, infohash: str, partial: Partial) -> bytes:
+        """The info dictionary as `peer` gives it, unpacked but unchecked. Raises UnavailableError."""
+        headers = {}
+        if partial.etag and partial.body:
+            headers = {"Range": f"bytes={len(partial.body)}-", "If-Range": partial.etag}
+        async with self._get(peer, f"/peat/v1/metadata/{infohash}", headers) as response:
+            etag = response.headers.get("ETag", "")
+            if response.status != 206 or etag != partial.etag:
+                partial.body.clear()
+            partial.etag = etag
+            async for piece in response.content.iter_chunked(_PIECE):
+                partial.body += piece
+                if len(partial.body) > MAX_INFO_BYTES:
+                    partial.body.clear()
+                    raise TooLargeError(f"{peer.agent_id} sends more than {MAX_INFO_BYTES} bytes of torrent metadata")
+        packed = bytes(partial.body)
+        partial.body.clear()
+        return await asyncio.to_thread(_unpack, packed, peer.agent_id)
+
+    async def manifest(self, peer: PeerCandidate, manifest_digest: str) -> dict[str, Any]:
+        """The envelope of a manifest as `peer` gives it, unchecked. Raises UnavailableError."""
+        async with self._get(peer, f"/peat/v1/manifest/{manifest_digest}", {}) as response:
+            body = bytearray()
+            async for piece in response.content.iter_chunked(_PIECE):
+                body += piece
+                if len(body) > _MAX_MANIFEST_BYTES:
+                    raise TooLargeError(f"{peer.agent_id} sends more than {_MAX_MANIFEST_BYTES} bytes of manifest")
+        try:
+            envelope = json.loads(body)
+        except ValueError as error:
+            raise InvalidInputError(f"{peer.agent_id} sent a manifest that is no JSON") from error
+        if not isinstance(envelope, dict):
+            raise InvalidInputError(f"{peer.agent_id} sent a manifest that is no JSON object")
+        return envelope
+
+    @asynccontextmanager
+    async def _get(
+        self, peer: PeerCandidate, path: str, headers: dict[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        assert self._session is not None, "MetadataClient is used as a context"
+        if peer.metadata is None:
+            raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
+        try:
+            async with self._session.get(f"https://{peer.metadata}{path}", headers=headers) as response:
+                if response.status == 404:
+                    raise UnavailableError(f"{peer.agent_id} does not hold it")
+                if response.status not in (200, 206):
+                    raise UnavailableError(f"{peer.agent_id} answered with status {response.status}")
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            what = str(error) or type(error).__name__
+            raise UnavailableError(f"{peer.agent_id} at {peer.metadata}: {what}") from error
+
+
+def _unpack(packed: bytes, sender: str) -> bytes:
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
+            data = bytes(reader.read(MAX_INFO_BYTES + 1))
+    except zstandard.ZstdError as error:
+        raise InvalidInputError(f"{sender} sent torrent metadata that cannot be unpacked") from error
+    if len(data) > MAX_INFO_BYTES:
+        raise TooLargeError(f"{sender} sent torrent metadata of more than {MAX_INFO_BYTES} bytes")
+    return data

@@ -1,0 +1,268 @@
+"""Torrents of packages inside one libtorrent session.
+
+Owns the session's life, adding and removing torrents, handing over certificates, and turning libtorrent's objects into
+plain readings. Rule: what a torrent has is told by the store when it is added, never by resume data; its state is read
+from its status, alerts only say when to look. Must not know manifests, transfers or candidates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.swarm.ledger import Connection
+from peat_p2p.swarm.session import Limits, alerts, open_session, wait_listening
+from peat_p2p.swarm.torrent import ParsedInfo
+from peat_p2p.trust.credentials import NodeCredentials
+
+log = logging.getLogger(__name__)
+_FROM_DOCUMENTS = 1  # libtorrent clears a peer's failure only for this source ("tracker")
+_NOT_CONNECTED = lt.peer_info.handshake | lt.peer_info.connecting
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReading:
+    """One connection of a torrent. `peer` is what the other side calls itself (20 digits of its endpoint id)."""
+
+    peer: str
+    address: HostPort
+    received: int
+    sent: int
+    rate: int
+    outgoing: bool
+    bad_pieces: int
+
+    @property
+    def connection(self) -> Connection:
+        """The reading as the ledger wants it."""
+        return Connection(self.peer, f"{self.address}", self.received)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The state of a torrent: pieces it has, payload bytes since it was added, what keeps it from going on."""
+
+    have: Sequence[bool]
+    received: int
+    rate: int
+    peers: tuple[PeerReading, ...]
+    errno: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """Something about a peer of a torrent: `what` is failed, closed, banned or bad-piece."""
+
+    what: str
+    address: HostPort | None
+    peer: str
+    text: str
+
+
+class Torrent:
+    """One torrent in the session. `wake` is set whenever there may be something new to read."""
+
+    def __init__(self, handle: lt.torrent_handle, parsed: ParsedInfo) -> None:
+        self.parsed = parsed
+        self.wake = asyncio.Event()
+        self.flushed = asyncio.Event()
+        self.events: list[PeerEvent] = []
+        self._handle = handle
+
+    def read(self) -> Reading:
+        """The present state."""
+        status = self._handle.status(lt.torrent_handle.query_pieces)
+        peers = tuple(_peer_reading(peer) for peer in self._handle.get_peer_info() if not peer.flags & _NOT_CONNECTED)
+        code = status.errc
+        return Reading(
+            have=list(status.pieces) or [False] * len(self.parsed.chunks),
+            received=status.total_payload_download,
+            rate=status.download_payload_rate,
+            peers=peers,
+            errno=code.value(),
+            error=code.message() if code.value() else "",
+        )
+
+    def dial(self, address: HostPort) -> None:
+        """Connect to a peer. `address.host` must be an IP address."""
+        self._handle.connect_peer((address.host, address.port), _FROM_DOCUMENTS)
+
+    def want(self, pieces: Collection[int], priority: int) -> None:
+        """Set the priority of some pieces: 0 is not wanted, 4 ordinary, 7 first."""
+        if pieces:
+            self._handle.prioritize_pieces([(piece, priority) for piece in pieces])
+
+    def flush(self) -> None:
+        """Write what libtorrent holds back. It keeps finished pieces in memory for seconds otherwise."""
+        self._handle.flush_cache()
+
+    async def settle(self, timeout: float = 5.0) -> None:
+        """Stop receiving and write out everything, so that the files change no more."""
+        self._handle.pause()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                # The first answer may belong to a flush asked for earlier.
+                for _ in range(2):
+                    self.flushed.clear()
+                    self._handle.flush_cache()
+                    await self.flushed.wait()
+
+    def take_events(self) -> list[PeerEvent]:
+        """The events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    @property
+    def handle(self) -> lt.torrent_handle:
+        """libtorrent's handle, for the session that made it."""
+        return self._handle
+
+
+class TorrentSession:
+    """A libtorrent session that holds torrents of one formation. Use `open` and `close`."""
+
+    def __init__(self, session: lt.session, credentials: NodeCredentials, save_path: Path, address: HostPort) -> None:
+        self.address = address
+        self._session: lt.session | None = session
+        self._credentials = credentials
+        self._save_path = save_path
+        self._torrents: dict[str, Torrent] = {}
+        self._stack = contextlib.ExitStack()
+
+    @classmethod
+    async def open(
+        cls, credentials: NodeCredentials, save_path: Path, listen: HostPort, limits: Limits
+    ) -> TorrentSession:
+        """Start a session that listens at `listen`. Raises UnavailableError."""
+        session = open_session(credentials.identity.endpoint_id, listen, limits)
+        try:
+            address = await wait_listening(session, listen)
+        except BaseException:
+            await asyncio.to_thread(_Closer(session))
+            raise
+        self = cls(session, credentials, save_path, address)
+        self._stack.enter_context(alerts(session, self._on_alerts))
+        return self
+
+    async def close(self) -> None:
+        """Stop everything. What is in flight is lost; chunks that the store knows are not touched."""
+        self._stack.close()
+        session, self._session = self._session, None
+        self._torrents.clear()
+        if session is not None:
+            # The destructor waits for libtorrent's threads, and runs where the last reference goes.
+            closer = _Closer(session)
+            del session
+            await asyncio.to_thread(closer)
+
+    def add(self, parsed: ParsedInfo, have: Sequence[bool]) -> Torrent:
+        """Add a torrent of which the pieces marked in `have` are on disk and verified. Seeds and fetches at once."""
+        assert self._session is not None, "the session is closed"
+        params = lt.add_torrent_params()
+        params.ti = lt.torrent_info(b"d4:info" + parsed.meta.info + b"e")
+        params.save_path = str(self._save_path)
+        params.storage_mode = lt.storage_mode_t.storage_mode_sparse
+        params.have_pieces = list(have)
+        flags = lt.torrent_flags
+        params.flags = (
+            flags.paused
+            | flags.update_subscribe
+            | flags.no_verify_files
+            | flags.duplicate_is_error
+            | flags.disable_dht
+            | flags.disable_lsd
+            | flags.disable_pex
+        )
+        handle = self._session.add_torrent(params)
+        handle.set_ssl_certificate_buffer(
+            self._credentials.cert_pem.decode("ascii"), self._credentials.key_pem.decode("ascii"), ""
+        )
+        handle.resume()
+        torrent = Torrent(handle, parsed)
+        self._torrents[parsed.meta.infohash] = torrent
+        return torrent
+
+    def remove(self, torrent: Torrent) -> None:
+        """Take a torrent out; its files stay."""
+        if self._torrents.get(torrent.parsed.meta.infohash) is torrent:
+            del self._torrents[torrent.parsed.meta.infohash]
+        if self._session is not None and torrent.handle.is_valid():
+            self._session.remove_torrent(torrent.handle)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Change the caps of the session."""
+        if self._session is not None:
+            self._session.apply_settings({"download_rate_limit": limits.download, "upload_rate_limit": limits.upload})
+
+    def _on_alerts(self, batch: Sequence[Any]) -> None:
+        for alert in batch:
+            if isinstance(alert, lt.alerts_dropped_alert):
+                log.debug("libtorrent dropped alerts: %s", alert.message())
+                for torrent in self._torrents.values():
+                    torrent.wake.set()
+                continue
+            if not isinstance(alert, lt.torrent_alert):
+                continue
+            found = self._torrents.get(_infohash(alert.handle))
+            if found is None:
+                continue
+            if isinstance(alert, lt.cache_flushed_alert):
+                found.flushed.set()
+                continue
+            event = _peer_event(alert)
+            if event is not None:
+                found.events.append(event)
+            found.wake.set()
+
+
+class _Closer:
+    """Drops a session when called, so that its destructor runs in the calling thread."""
+
+    def __init__(self, session: lt.session) -> None:
+        self._session: lt.session | None = session
+
+    def __call__(self) -> None:
+        if self._session is not None:
+            self._session.pause()
+        self._session = None
+
+
+def _infohash(handle: lt.torrent_handle) -> str:
+    return str(handle.info_hashes().v2) if handle.is_valid() else ""
+
+
+def _peer_name(pid: lt.sha1_hash) -> str:
+    return pid.to_bytes().decode("ascii", errors="replace")
+
+
+def _peer_reading(peer: lt.peer_info) -> PeerReading:
+    return PeerReading(
+        peer=_peer_name(peer.pid),
+        address=HostPort(*peer.ip),
+        received=peer.total_download,
+        sent=peer.total_upload,
+        rate=peer.payload_down_speed,
+        outgoing=bool(peer.flags & lt.peer_info.outgoing_connection),
+        bad_pieces=peer.num_hashfails,
+    )
+
+
+def _peer_event(alert: Any) -> PeerEvent | None:
+    if isinstance(alert, lt.hash_failed_alert):
+        return PeerEvent("bad-piece", None, "", f"piece {alert.piece_index} does not match")
+    if isinstance(alert, lt.peer_ban_alert):
+        return PeerEvent("banned", HostPort(*alert.endpoint), _peer_name(alert.pid), "sent data that does not match")
+    if isinstance(alert, lt.peer_error_alert):
+        return PeerEvent("failed", HostPort(*alert.endpoint), _peer_name(alert.pid), alert.error.message())
+    if isinstance(alert, lt.peer_disconnected_alert):
+        return PeerEvent("closed", HostPort(*alert.endpoint), _peer_name(alert.pid), alert.error.message())
+    return None

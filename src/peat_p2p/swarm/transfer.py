@@ -1,0 +1,572 @@
+"""One fetch of one package: from a verified manifest to verified chunks in the store.
+
+Owns the order of things: metadata, what is here already, space, the torrent, verification of each finished chunk from
+disk, the account. Rule: a chunk counts only when the store has journaled it; nothing but cancellation, a full disk or
+a package that cannot be verified ends a transfer: without peers it waits and says so. Must not know documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from blake3 import blake3
+
+from peat_p2p.content.index import ChunkRef
+from peat_p2p.content.manifest import Manifest
+from peat_p2p.content.store import ChunkStore, StoredPackage
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.atomic import write_atomic
+from peat_p2p.core.clock import Clock
+from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError, UntrustedError
+from peat_p2p.swarm.ledger import Ledger, SourceBytes
+from peat_p2p.swarm.metadata import MetadataClient, Partial
+from peat_p2p.swarm.peers import PeerBook, PeerCandidate, PeerSource
+from peat_p2p.swarm.session import PEER_ID_BYTES, peer_fingerprint
+from peat_p2p.swarm.torrent import ParsedInfo, parse_info
+from peat_p2p.swarm.torrents import Reading, Torrent, TorrentSession
+
+log = logging.getLogger(__name__)
+TICK_S = 0.5
+_QUIET_S = 0.05  # readings are at least this far apart, however many alerts come
+_DIAL_PATIENCE_S = 45.0
+_SAVE_S = 2.0
+_SETTLE_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+_RATE_MEMORY = 0.2
+
+
+class TransferCancelledError(PeatError):
+    """The transfer was cancelled by its owner; verified chunks stay in the store."""
+
+
+class TransferState(StrEnum):
+    """Where a transfer is. The last three are final."""
+
+    CHECKING = "checking"
+    METADATA = "metadata"
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in (TransferState.COMPLETE, TransferState.FAILED, TransferState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStatus:
+    """A transfer at one moment. Bytes of distinct chunks; `reason` says what it waits for or why it failed."""
+
+    state: TransferState
+    reason: str
+    total: int
+    verified: int
+    reused: int
+    received: int
+    wasted: int
+    rate: float
+    eta: float | None
+    sources: tuple[SourceBytes, ...]
+    elapsed: float
+    peers: int
+    bad_peers: tuple[str, ...]
+
+
+class Claims(Protocol):
+    """Which transfer fetches a chunk that several packages want, so that it is fetched once."""
+
+    def claim(self, owner: Transfer, digests: Iterable[str]) -> set[str]:
+        """Take what nobody else fetches; returns what is taken."""
+        ...
+
+    def release(self, owner: Transfer, digests: Iterable[str]) -> None:
+        """Give up claims, the chunks being in the store or not; others are woken."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an engine lends each of its transfers."""
+
+    store: ChunkStore
+    torrents: TorrentSession
+    client: MetadataClient
+    book: PeerBook
+    claims: Claims
+    clock: Clock
+    ca_pem: bytes
+    state_dir: Path
+
+
+@dataclass(slots=True)
+class _Progress:
+    state: TransferState = TransferState.CHECKING
+    reason: str = ""
+    total: int = 0
+    missing: dict[str, ChunkRef] = field(default_factory=dict)
+    missing_bytes: int = 0
+    rate: float = 0.0
+    peers: int = 0
+    begun: float = 0.0
+
+
+class Transfer:
+    """A running or ended fetch. Made by `SwarmEngine.fetch`."""
+
+    def __init__(
+        self,
+        envelope: dict[str, Any],
+        manifest: Manifest,
+        digest: str,
+        source: PeerSource,
+        around: Surroundings,
+        on_complete: Callable[[Transfer, StoredPackage], Awaitable[None]],
+    ) -> None:
+        self.envelope = envelope
+        self.manifest = manifest
+        self.manifest_digest = digest
+        self.torrent: Torrent | None = None
+        self._source = source
+        self._around = around
+        self._on_complete = on_complete
+        self._ledger = Ledger()
+        self._at = _Progress(total=manifest.total_bytes, missing_bytes=manifest.total_bytes)
+        self._names: dict[str, str] = {}
+        self._dialled: dict[HostPort, str] = {}
+        self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
+        self._ended = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._landed = asyncio.Event()
+        self._package: StoredPackage | None = None
+        self._error: Exception | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # What its owner sees
+
+    def status(self) -> TransferStatus:
+        """The present state."""
+        at, ledger = self._at, self._ledger
+        received = ledger.received
+        wasted = ledger.wasted if at.state.final else 0
+        sources = sorted(ledger.by_peer.items(), key=lambda item: -item[1])
+        running = 0.0 if at.state.final else self._around.clock.monotonic() - at.begun
+        return TransferStatus(
+            state=at.state,
+            reason=at.reason,
+            total=at.total,
+            verified=at.total - at.missing_bytes,
+            reused=ledger.reused,
+            received=received,
+            wasted=wasted,
+            rate=at.rate if at.state is TransferState.FETCHING else 0.0,
+            eta=at.missing_bytes / at.rate if at.rate > 1 and at.state is TransferState.FETCHING else None,
+            sources=tuple(SourceBytes(peer, self._names.get(peer, ""), count) for peer, count in sources),
+            elapsed=ledger.elapsed + running,
+            peers=at.peers,
+            bad_peers=tuple(sorted(self._names.get(peer, peer) for peer in ledger.bad_peers)),
+        )
+
+    async def wait(self) -> StoredPackage:
+        """Wait for the end. Raises TransferCancelledError, or the PeatError that ended it."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._package is not None
+        return self._package
+
+    async def updates(self) -> AsyncIterator[TransferStatus]:
+        """The state now, at each change (no more than a few a second), and a last time at the end."""
+        while True:
+            changed = self._changed
+            status = self.status()
+            yield status
+            if status.state.final:
+                return
+            await changed.wait()
+
+    def cancel(self) -> None:
+        """Stop. What is verified stays in the store."""
+        if self._task is not None and not self._ended.is_set():
+            self._error = TransferCancelledError(f"the fetch of {self.manifest.reference} was cancelled")
+            self._task.cancel()
+
+    # What its engine does
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin, as a task of the engine."""
+        self._at.begun = self._around.clock.monotonic()
+        self._task = tasks.create_task(self._guarded(), name=f"fetch {self.manifest.reference}")
+        # A task cancelled before its first step never runs its own ending.
+        self._task.add_done_callback(self._end_unbegun)
+
+    def chunk_landed(self) -> None:
+        """A chunk this transfer left to another may be in the store now."""
+        self._landed.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._ended.is_set()
+
+    async def _guarded(self) -> None:
+        final = TransferState.FAILED
+        try:
+            package = await self._run()
+            await self._on_complete(self, package)
+            self._package = package
+            final = TransferState.COMPLETE
+        except asyncio.CancelledError:
+            final = TransferState.CANCELLED
+            if self._error is None:
+                self._error = TransferCancelledError(f"the fetch of {self.manifest.reference} was stopped")
+        except PeatError as error:
+            self._error = error
+        except Exception as error:
+            log.exception("fetch of %s failed", self.manifest.reference)
+            self._error = UnavailableError(f"fetch of {self.manifest.reference} failed: {error}")
+        finally:
+            self._end(final)
+
+    def _end_unbegun(self, task: asyncio.Task[None]) -> None:
+        if not self._ended.is_set():
+            self._end(TransferState.CANCELLED)
+
+    def _end(self, final: TransferState) -> None:
+        if final is not TransferState.COMPLETE:
+            self._drop_torrent()
+        self._around.claims.release(self, list(self._at.missing))
+        self._ledger.elapsed += self._around.clock.monotonic() - self._at.begun
+        if self._ledger.runs:
+            self._save()
+        self._set(final, str(self._error) if self._error else "")
+        self._ended.set()
+
+    async def _run(self) -> StoredPackage:
+        around = self._around
+        present = await asyncio.to_thread(around.store.package, self.manifest_digest)
+        saved = await asyncio.to_thread(self._load)
+        parsed = await self._parse(present.info) if present else saved or await self._metadata()
+        if present is None:
+            await asyncio.to_thread(write_atomic, self._folder / "info", parsed.meta.info)
+        self._set(TransferState.CHECKING, "looking for chunks that are here already")
+        with around.store.hold(chunk.hex for chunk in parsed.chunks):
+            self._at.total = parsed.index.unique_bytes
+            await self._take_stock(parsed)
+            self._open_account()
+            around.store.check_space(self._at.missing_bytes, f"fetching {self.manifest.reference}")
+            while self._at.missing:
+                await self._fetch(parsed)
+                if not self._at.missing:
+                    # A file that was written to once more after it was checked counts as missing: look again.
+                    await self._take_stock(parsed)
+            if present is None:
+                present = await asyncio.to_thread(
+                    around.store.put_package, self.envelope, parsed.meta.info, parsed.index
+                )
+        return present
+
+    async def _take_stock(self, parsed: ParsedInfo) -> None:
+        """Find out from the store what is missing; chunks that lie there whole are entered."""
+        missing = await asyncio.to_thread(self._around.store.adopt, parsed.index)
+        self._at.missing = {chunk.hex: chunk for chunk in parsed.chunks if chunk.hex in missing}
+        self._at.missing_bytes = sum(chunk.size for chunk in self._at.missing.values())
+
+    # Metadata
+
+    async def _metadata(self) -> ParsedInfo:
+        """Ask one candidate after the other, for as long as it takes."""
+        around = self._around
+        partial = Partial()
+        while True:
+            candidates = self._candidates()
+            asked = [peer for peer in candidates if peer.metadata is not None]
+            for peer in around.book.due(asked, around.clock.monotonic()):
+                self._set(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
+                try:
+                    info = await around.client.info(peer, self.manifest.infohash, partial)
+                    parsed = await self._parse(info)
+                except UnavailableError as error:
+                    around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
+                except PeatError as error:
+                    log.warning("%s sent bad metadata of %s: %s", peer.agent_id, self.manifest.reference, error)
+                    self._blame(peer_fingerprint(peer.endpoint_id))
+                else:
+                    around.book.succeeded(peer.endpoint_id)
+                    return parsed
+            self._set(TransferState.WAITING, self._why_waiting(candidates))
+            await self._pause(around.book.next_due(asked, around.clock.monotonic()))
+
+    async def _parse(self, info: bytes) -> ParsedInfo:
+        parsed = await asyncio.to_thread(parse_info, info, self.manifest.infohash, self._around.ca_pem)
+        if parsed.index.digest != self.manifest.digest:
+            raise UntrustedError(f"the torrent of {self.manifest.reference} carries another index than its manifest")
+        return parsed
+
+    def _load(self) -> ParsedInfo | None:
+        self._ledger = Ledger.load(self._folder / "ledger.json") or Ledger()
+        try:
+            info = (self._folder / "info").read_bytes()
+            parsed = parse_info(info, self.manifest.infohash, self._around.ca_pem)
+        except (OSError, PeatError):
+            return None
+        return parsed if parsed.index.digest == self.manifest.digest else None
+
+    def _open_account(self) -> None:
+        at, ledger = self._at, self._ledger
+        here = at.total - at.missing_bytes
+        if ledger.runs == 0:
+            ledger.reused = here
+            ledger.started = self._around.clock.wall()
+        # What is here beyond what was at the start was fetched by an earlier run; a crash may have cut its account.
+        ledger.reused = min(ledger.reused, here)
+        ledger.fetched = here - ledger.reused
+        if ledger.received < ledger.fetched:
+            ledger.by_peer[""] = ledger.by_peer.get("", 0) + ledger.fetched - ledger.received
+            ledger.received = ledger.fetched
+        ledger.runs += 1
+        self._save()
+
+    # Content
+
+    async def _fetch(self, parsed: ParsedInfo) -> None:
+        """Run the torrent until all that it may fetch is verified, or it must be added anew."""
+        around, at = self._around, self._at
+        if self.torrent is not None:
+            self._set(TransferState.CHECKING, "sorting out what does not match")
+            await self.torrent.settle()
+            self._drop_torrent()
+            await self._take_stock(parsed)
+        mine = around.claims.claim(self, at.missing)
+        if not mine:
+            self._set(TransferState.WAITING, "another transfer fetches the rest")
+            await self._wait_landed(parsed)
+            return
+        # From nothing, so that a file matches only when its last block is written, and is not written again then.
+        await asyncio.to_thread(_remove, [around.store.chunk_path(digest) for digest in mine])
+        self._ledger.new_session()
+        torrent = around.torrents.add(parsed, [chunk.hex not in at.missing for chunk in parsed.chunks])
+        self.torrent = torrent
+        torrent.want(
+            [n for n, chunk in enumerate(parsed.chunks) if chunk.hex in at.missing and chunk.hex not in mine], 0
+        )
+        pieces = {n: chunk for n, chunk in enumerate(parsed.chunks) if chunk.hex in mine}
+        saved_at = around.clock.monotonic()
+        while pieces:
+            reading = torrent.read()
+            self._observe(torrent, reading)
+            if reading.errno:
+                self._raise_disk(reading)
+            done = [n for n in pieces if reading.have[n]]
+            if done and not await self._verify(torrent, [pieces.pop(n) for n in done]):
+                return
+            if not pieces:
+                break
+            await self._dial(torrent, reading)
+            if around.clock.monotonic() - saved_at > _SAVE_S:
+                saved_at = around.clock.monotonic()
+                await asyncio.to_thread(self._save)
+            await asyncio.sleep(_QUIET_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await torrent.wake.wait()
+            torrent.wake.clear()
+        self._observe(torrent, torrent.read())
+        await self._wait_landed(parsed)
+
+    async def _wait_landed(self, parsed: ParsedInfo) -> None:
+        """Wait until a chunk that another transfer fetches is here, or is given up by it."""
+        at = self._at
+        if not at.missing:
+            return
+        self._landed.clear()
+        still = await asyncio.to_thread(self._around.store.missing, parsed.index)
+        if len(still) == len(at.missing):
+            await self._landed.wait()
+            still = await asyncio.to_thread(self._around.store.missing, parsed.index)
+        for digest in [digest for digest in at.missing if digest not in still]:
+            chunk = at.missing.pop(digest)
+            at.missing_bytes -= chunk.size
+            self._ledger.reused += chunk.size
+
+    async def _verify(self, torrent: Torrent, chunks: list[ChunkRef]) -> bool:
+        """Check finished chunks from disk and enter them. Whether all were good."""
+        store, at = self._around.store, self._at
+        bad = chunks
+        for pause in _SETTLE_S:
+            # A piece is reported when its hash is right, which may be before it is in the file.
+            torrent.flush()
+            await asyncio.sleep(pause)
+            bad = await asyncio.to_thread(_unsettled, store, bad)
+            if not bad:
+                break
+        wrong = await asyncio.to_thread(store.verify_many, chunks)
+        for chunk in chunks:
+            if chunk.hex not in wrong:
+                del at.missing[chunk.hex]
+                at.missing_bytes -= chunk.size
+                self._ledger.fetched += chunk.size
+        self._around.claims.release(self, [chunk.hex for chunk in chunks])
+        if wrong:
+            suspects = sorted(self._ledger.by_peer)
+            log.warning(
+                "%s: %d chunks did not match their digest on disk and are fetched again; bytes came from %s",
+                self.manifest.reference,
+                len(wrong),
+                ", ".join(self._names.get(peer, peer) for peer in suspects) or "nobody",
+            )
+            if len(suspects) == 1:
+                self._blame(suspects[0])
+        self._notify()
+        return not wrong
+
+    def _observe(self, torrent: Torrent, reading: Reading) -> None:
+        around, at = self._around, self._at
+        now = around.clock.monotonic()
+        self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
+        endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self._candidates()}
+        for peer in reading.peers:
+            known = endpoints.get(peer.peer)
+            if known is not None:
+                self._names[peer.peer] = known.agent_id
+                around.book.succeeded(known.endpoint_id)
+                if peer.rate:
+                    around.book.measured(known.endpoint_id, peer.rate)
+        for event in torrent.take_events():
+            self._on_event(event.what, event.address, event.peer, event.text, endpoints, now)
+        at.rate += _RATE_MEMORY * (reading.rate - at.rate) if at.rate else reading.rate
+        at.peers = len(reading.peers)
+        if reading.peers:
+            self._set(TransferState.FETCHING, self._why_slow(reading))
+        else:
+            self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
+
+    def _on_event(
+        self,
+        what: str,
+        address: HostPort | None,
+        peer: str,
+        text: str,
+        endpoints: dict[str, PeerCandidate],
+        now: float,
+    ) -> None:
+        if what == "banned":
+            self._blame(peer)
+        elif what in ("failed", "closed") and address is not None:
+            endpoint = self._dialled.pop(address, "")
+            if endpoint:
+                self._around.book.failed(endpoint, now, text)
+                log.debug("%s: %s at %s: %s", self.manifest.reference, endpoint[:12], address, text)
+        elif what == "bad-piece":
+            log.info("%s: %s", self.manifest.reference, text)
+
+    async def _dial(self, torrent: Torrent, reading: Reading) -> None:
+        """Connect to candidates that are due and not connected yet."""
+        around = self._around
+        now = around.clock.monotonic()
+        connected = {peer.peer for peer in reading.peers}
+        for peer in around.book.due(self._candidates(), now):
+            if peer_fingerprint(peer.endpoint_id) in connected:
+                continue
+            address = await _resolve(peer.swarm)
+            if address is None:
+                around.book.failed(peer.endpoint_id, now, f"{peer.swarm.host} has no address")
+                continue
+            self._dialled[address] = peer.endpoint_id
+            around.book.tried(peer.endpoint_id, now, _DIAL_PATIENCE_S)
+            torrent.dial(address)
+
+    # Small things
+
+    def _candidates(self) -> list[PeerCandidate]:
+        candidates = self._source.candidates(self.manifest_digest)
+        return self._around.book.order(candidates)
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait until the source changes, at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._source.wait_change()
+
+    def _why_waiting(self, candidates: list[PeerCandidate]) -> str:
+        if not candidates:
+            return "no agent known here holds it; waiting for one to appear"
+        book, now = self._around.book, self._around.clock.monotonic()
+        silent = [peer for peer in candidates if book.health(peer.endpoint_id).failures]
+        if len(silent) < len(candidates):
+            return f"connecting to {', '.join(peer.agent_id for peer in candidates[:3])}"
+        wait = book.next_due(candidates, now) or 0.0
+        last = book.health(silent[0].endpoint_id).last_error
+        return f"none of {len(candidates)} known holders answers (next try in {wait:.0f} s): {last}"
+
+    def _why_slow(self, reading: Reading) -> str:
+        names = [self._names.get(peer.peer, peer.peer[:PEER_ID_BYTES]) for peer in reading.peers]
+        return f"from {', '.join(sorted(names)[:8])}"
+
+    def _blame(self, peer: str) -> None:
+        self._ledger.bad_peers[peer] = self._ledger.bad_peers.get(peer, 0) + 1
+        for candidate in self._candidates():
+            if peer_fingerprint(candidate.endpoint_id) == peer:
+                self._names[peer] = candidate.agent_id
+                self._around.book.sent_bad(candidate.endpoint_id, self._around.clock.monotonic())
+        log.warning("%s: %s sent bad data", self.manifest.reference, self._names.get(peer, peer))
+
+    def _raise_disk(self, reading: Reading) -> None:
+        text = f"fetch of {self.manifest.reference} stopped: {reading.error}"
+        if reading.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExhaustedError(f"{text}; free space under {self._around.store.root} and fetch again")
+        raise UnavailableError(text)
+
+    def _drop_torrent(self) -> None:
+        if self.torrent is not None:
+            self._around.torrents.remove(self.torrent)
+            self.torrent = None
+
+    def _set(self, state: TransferState, reason: str) -> None:
+        self._at.state, self._at.reason = state, reason
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _save(self) -> None:
+        try:
+            self._ledger.save(self._folder / "ledger.json")
+        except OSError as error:
+            log.warning("the account of %s cannot be written: %s", self.manifest.reference, error)
+
+
+def _unsettled(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
+    bad = []
+    for chunk in chunks:
+        try:
+            data = store.chunk_path(chunk.hex).read_bytes()
+        except OSError:
+            data = b""
+        if blake3(data).digest() != chunk.digest:
+            bad.append(chunk)
+    return bad
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+async def _resolve(address: HostPort) -> HostPort | None:
+    """The address with an IP address for its host; None when the name has none."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=1)
+    except OSError:
+        return None
+    return HostPort(str(found[0][4][0]), address.port) if found else None
