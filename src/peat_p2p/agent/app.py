@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -70,7 +71,8 @@ def load_credentials(node: NodeConfig) -> NodeCredentials:
 
 
 def _machine_name() -> str:
-    return socket.gethostname().split(".")[0] or "node"
+    """A name for a node that was given none; the same as its sidecar makes, so that both are one node."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:63] or "node"
 
 
 @contextlib.asynccontextmanager

@@ -30,7 +30,7 @@ class AgentConfig:
     heartbeat_jitter: float = 0.1
     download_limit: int = 0
     upload_limit: int = 0
-    arch: str = field(default_factory=platform.machine)
+    arch: str = field(default_factory=lambda: machine_arch(platform.machine()))
     metadata_listen: HostPort = LOOPBACK
     agent_version: str = __version__
     classification: str = ""
@@ -65,3 +65,8 @@ class AgentConfig:
     def state_root(self) -> Path:
         """Where the agent keeps its own small files."""
         return self.node.data_dir / "agent"
+
+
+def machine_arch(machine: str) -> str:
+    """The architecture as package tools write it, of what the kernel calls it."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine.lower() or "unknown")
