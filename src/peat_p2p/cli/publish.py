@@ -49,10 +49,8 @@ async def _publish(place: Place, path: Path, name: str, version: str, arch: str,
                 async for message in messages:
                     if message.done is not None:
                         return message.done
-                    figures = (
-                        f"{size(message.bytes_done)} of {size(message.bytes_total)}" if message.bytes_total else ""
-                    )
-                    bar.update(message.bytes_done, message.bytes_total, figures, message.step)
+                    done, total = message.bytes_done, message.bytes_total
+                    bar.update(done, total, f"{size(done)} of {size(total)}" if total else "", message.step)
     raise UnavailableError("the agent stopped before the package was published; publish it again")
 
 

@@ -23,8 +23,8 @@ from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 def pull(package: str, arch: str, destination: Path | None, wait: bool, as_json: bool, place: Place) -> None:
     """Fetch a package into the node's store, and unpack it when --to is given.
 
-    Without VERSION the newest known is fetched. While no holder is in reach the command waits and says why. Interrupting
-    it does not stop the agent: it goes on, also after a restart.
+    Without VERSION the newest known is fetched. While no holder is in reach the command waits and says why.
+    Interrupting it does not stop the agent: it goes on, also after a restart.
 
     \b
     peat pull app
@@ -34,7 +34,8 @@ def pull(package: str, arch: str, destination: Path | None, wait: bool, as_json:
     name, _, version = package.partition(":")
     if not name:
         raise click.UsageError("PACKAGE is NAME or NAME:VERSION")
-    transfer = run(_pull(place, name, version, arch, destination, wait=wait, quiet=as_json))
+    target = str(destination.absolute()) if destination is not None else ""
+    transfer = run(_pull(place, name, version, arch, target, wait=wait, quiet=as_json))
     if as_json:
         print_json(transfer_json(transfer))
         return
@@ -50,9 +51,8 @@ def pull(package: str, arch: str, destination: Path | None, wait: bool, as_json:
 
 
 async def _pull(
-    place: Place, name: str, version: str, arch: str, destination: Path | None, *, wait: bool, quiet: bool
+    place: Place, name: str, version: str, arch: str, target: str, *, wait: bool, quiet: bool
 ) -> pb.Transfer:
-    target = str(destination.absolute()) if destination is not None else ""
     last: pb.Transfer | None = None
     async with place.agent() as agent:
         title = f"{name}:{version}" if version else name
