@@ -7,14 +7,16 @@ beside them. The generated messages are handed on as they are.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from peat_p2p.client.calls import DEFAULT_TIMEOUT
 from peat_p2p.client.channel import Channel
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgentClient
+
+T = TypeVar("T")
 
 
 class AgentClient:
@@ -44,24 +46,33 @@ class AgentClient:
     ) -> None:
         await self._channel.__aexit__(kind, error, trace)
 
+    async def call(self, call: Callable[[PeatAgentClient], Awaitable[T]], *, changes: bool = True) -> T:
+        """Make any unary call: `call` is given the generated client. One that `changes` nothing may be made again."""
+        make = self._channel.write if changes else self._channel.read
+        return await make(lambda: call(self._agent))
+
+    def stream(self, call: Callable[[PeatAgentClient], AsyncIterator[T]]) -> AsyncGenerator[T, None]:
+        """Read any server stream: `call` is given the generated client."""
+        return self._channel.stream(lambda: call(self._agent))
+
     def publish(self, path: str, name: str, version: str, arch: str = "") -> AsyncGenerator[pb.PublishProgress, None]:
         """Publish what lies at `path` on the agent's machine; the last message has `done`."""
         request = pb.PublishRequest(path=path, name=name, version=version, arch=arch)
-        return self._channel.stream(lambda: self._agent.publish(request))
+        return self.stream(lambda agent: agent.publish(request))
 
     def pull(
-        self, name: str, version: str = "", arch: str = "", destination: str = ""
+        self, name: str, version: str = "", arch: str = "", destination: str = "", *, wait: bool = False
     ) -> AsyncGenerator[pb.Transfer, None]:
         """Fetch a package and follow it; the last message has the state "complete" or "failed"."""
-        request = pb.PullRequest(name=name, version=version, arch=arch, destination=destination)
-        return self._channel.stream(lambda: self._agent.pull(request))
+        request = pb.PullRequest(name=name, version=version, arch=arch, destination=destination, wait=wait)
+        return self.stream(lambda agent: agent.pull(request))
 
     async def transfers(self) -> list[pb.Transfer]:
         """What the agent fetches or has fetched."""
-        response = await self._channel.read(lambda: self._agent.list_transfers(pb.ListTransfersRequest()))
-        return list(response.transfers)
+        request = pb.ListTransfersRequest()
+        return list((await self.call(lambda agent: agent.list_transfers(request), changes=False)).transfers)
 
     async def packages(self) -> list[pb.Package]:
         """The packages the fleet knows, with what this agent has of each."""
-        response = await self._channel.read(lambda: self._agent.list_packages(pb.ListPackagesRequest()))
-        return list(response.packages)
+        request = pb.ListPackagesRequest()
+        return list((await self.call(lambda agent: agent.list_packages(request), changes=False)).packages)

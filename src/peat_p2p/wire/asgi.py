@@ -38,7 +38,12 @@ class _Context(ASGIContext):
 
 class _Resource(ASGIResource):
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        return await _Context(self._asgi_app, request, "").get_response()
+        context = _Context(self._asgi_app, request, "")
+        try:
+            return await context.get_response()
+        except ConnectionError:
+            # The caller left while it was being answered: nobody is there to be told, and nothing is wrong here.
+            return context.response or web.Response(status=499)
 
 
 def mount(app: web.Application, service: ConnectASGIApplication[Any]) -> None:

@@ -1,0 +1,71 @@
+"""Change feeds over the wire.
+
+Owns the translation of a replica's subscription into the messages of a Subscribe stream, and ending every open stream
+when the sidecar stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from peat_p2p.core.errors import UnavailableError
+from peat_p2p.documents.query import Query
+from peat_p2p.documents.replica import Replica
+from peat_p2p.documents.types import Change, Document, FeedEvent, Lagged, SnapshotComplete
+from peat_p2p.wire.gen.peat.sidecar.v1 import sidecar_pb as pb
+
+
+class Feeds:
+    """All open streams of one sidecar."""
+
+    def __init__(self, replica: Replica, *, max_pending: int) -> None:
+        self._replica = replica
+        self._max_pending = max_pending
+        self._waits: set[asyncio.Timeout] = set()
+        self._closed = False
+
+    async def stream(self, collections: Iterable[str], query: Query | None) -> AsyncIterator[pb.DocumentChange]:
+        """Snapshot, marker, live changes. Raises UnavailableError once the sidecar stops."""
+        with self._replica.subscribe(collections, query, max_pending=self._max_pending) as subscription:
+            while True:
+                event = await self._next(subscription)
+                yield message_of(event)
+
+    def close(self) -> None:
+        """End every stream."""
+        self._closed = True
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
+    async def _next(self, subscription: AsyncIterator[FeedEvent]) -> FeedEvent:
+        if self._closed:
+            raise UnavailableError("the sidecar is stopping")
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                return await anext(subscription)
+        except TimeoutError:
+            raise UnavailableError("the sidecar is stopping") from None
+        finally:
+            self._waits.discard(wait)
+
+
+def message_of(event: FeedEvent) -> pb.DocumentChange:
+    """One event as it is sent."""
+    match event:
+        case Change(collection, doc_id, Document() as document):
+            return pb.DocumentChange(
+                collection=collection,
+                doc_id=doc_id,
+                change_type=pb.ChangeType.UPSERT,
+                json_data=document.json,
+            )
+        case Change(collection, doc_id):
+            return pb.DocumentChange(collection=collection, doc_id=doc_id, change_type=pb.ChangeType.DELETE)
+        case SnapshotComplete():
+            return pb.DocumentChange(marker=pb.StreamMarker.SNAPSHOT_COMPLETE)
+        case Lagged():
+            return pb.DocumentChange(marker=pb.StreamMarker.LAGGED)

@@ -1,0 +1,76 @@
+"""The HTTP server of the sidecar's API.
+
+Owns which service answers on which socket, and who may call there: on TCP the token or the certificate that the
+configuration asks for, on a Unix socket whoever the file mode lets in.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+from connectrpc.interceptor import Interceptor
+
+from peat_p2p.core.address import ListenAddress
+from peat_p2p.core.errors import ConfigError
+from peat_p2p.sidecar.listen import listening
+from peat_p2p.wire.asgi import make_runner, mount
+from peat_p2p.wire.auth import BearerInterceptor
+from peat_p2p.wire.errors import ErrorInterceptor
+from peat_p2p.wire.gen.peat.node.v1.node_connect import PeatNode, PeatNodeASGIApplication
+from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecar, PeatSidecarASGIApplication
+
+SIZE_HINT = "a larger document needs --max-document-bytes on the sidecar"
+
+
+@asynccontextmanager
+async def serving(
+    addresses: Iterable[ListenAddress],
+    sidecar: PeatSidecar,
+    node: PeatNode,
+    *,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    max_message_bytes: int,
+    on_stop: Callable[[], None],
+) -> AsyncIterator[tuple[str, ...]]:
+    """Answer on all `addresses`; gives their URLs. `on_stop` is called before open calls are ended."""
+    errors = ErrorInterceptor(read_limit_hint=SIZE_HINT)
+
+    def runner(interceptors: list[Interceptor]) -> web.AppRunner:
+        app = web.Application()
+        limit = max_message_bytes
+        mount(app, PeatSidecarASGIApplication(sidecar, interceptors=interceptors, read_max_bytes=limit))
+        mount(app, PeatNodeASGIApplication(node, interceptors=interceptors, read_max_bytes=limit))
+        return make_runner(app)
+
+    async with AsyncExitStack() as stack:
+        # The sockets are opened first and closed last: the loop must let go of one before it is closed.
+        listeners = [stack.enter_context(listening(address)) for address in addresses]
+        local = runner([errors])
+        remote = runner([errors, BearerInterceptor(token)] if token is not None else [errors])
+        for made in (local, remote):
+            await made.setup()
+            stack.push_async_callback(made.cleanup)
+        stack.callback(on_stop)
+        urls = []
+        for listener in listeners:
+            tcp = listener.address.host_port is not None
+            site = web.SockSite(remote if tcp else local, listener.socket, ssl_context=tls if tcp else None)
+            await site.start()
+            urls.append(listener.url(tls=tcp and tls is not None))
+        yield tuple(urls)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file. Raises ConfigError."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the token file {path} cannot be read: {error}") from None
+    if len(token) < 16 or not token.isascii() or any(character.isspace() for character in token):
+        raise ConfigError(f"the token file {path} must hold one token of at least 16 characters, no spaces")
+    return token
