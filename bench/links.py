@@ -1,0 +1,368 @@
+"""One package over every kind of link: to one agent and to a site of three, beside what a user would pick instead.
+
+Owns how a transfer is measured; what a link does is bench/net's, how a tool is run is bench/rivals'. Every run has a
+network of its own. Columns of a row:
+
+seconds     from the user's command to the last byte verified (SHA-256 of the whole where the tool checks nothing)
+fill        package bits / (seconds x rate x (1 - loss)): 1 is a link that never idled and carried nothing else
+link_ratio  bytes that the link carried, both ways, / package bytes; of a site of three, one package is the least
+waste       bytes delivered towards the site beyond the package / package: protocol, repeats, what others fetched too
+cpu         processor seconds of the tool at both ends per GB
+ping_rise   median and 95th percentile of a foreground ping during the transfer above its idle median, ms
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.net import Network, pair
+from bench.net.profiles import PROFILES
+from bench.net.selftest import selftest
+from bench.net.shape import Outage
+from bench.net.topology import Topology
+from bench.result import Bench, Run, Scenario
+from bench.rivals import RIVALS, Place, Rival, RivalError
+
+STEADY = ("lan", "lte", "leo", "geo", "lossy-geo", "manet", "radio")
+SCHEDULED = ("ship", "window", "split")
+# Hours become seconds. What is up keeps its proportion to the round trip; of what is down, in which nothing moves, only
+# as much is kept as makes every tool's timeouts fire.
+SCHEDULES = {"ship": Outage(12.0, 60.0), "window": Outage(12.0, 60.0), "split": Outage(15.0, 45.0, offset=14.5)}
+FILL_BARS = {"lte": 0.85, "leo": 0.85, "geo": 0.85, "lossy-geo": 0.85, "manet": 0.85, "radio": 0.7}
+PING_BARS = {"geo": 150.0, "lte": 150.0}
+WASTE_BAR = 0.02
+OURS = "peat"
+MIB = 1 << 20
+FIGURES = (
+    "seconds",
+    "share",
+    "fill",
+    "link_ratio",
+    "waste",
+    "cpu_per_gb",
+    "ping_rise_ms",
+    "ping_rise_p95_ms",
+    "windows",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cell of the table: a tool on a profile, to so many agents."""
+
+    profile: str
+    tool: str
+    agents: int
+    congestion: str
+    size: int
+    deadline: float
+    schedule: Outage | None = None
+
+    @property
+    def topology(self) -> Topology:
+        extra: dict[str, Any] = {}
+        if self.schedule is not None:
+            extra["outage"] = {"up": self.schedule.up, "down": self.schedule.down, "offset": self.schedule.offset}
+        far = [f"agent{number}" for number in range(1, self.agents + 1)]
+        return pair(self.profile, near=("holder",), far=far, congestion=self.congestion, **extra)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run showed. `seconds` is None when it was cut off; `share` says how far it had come."""
+
+    seconds: float | None
+    share: float
+    fill: float
+    link_ratio: float
+    waste: float
+    cpu_per_gb: float
+    ping_idle_ms: float | None = None
+    ping_rise_ms: float | None = None
+    ping_rise_p95_ms: float | None = None
+    windows: int | None = None
+    error: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def package_size(profile: str, quick: bool) -> int:
+    """About a minute (a third of that when quick) at the link's rate; radio has one MB, fast links what fits here."""
+    if profile == "radio":
+        return 128 << 10 if quick else 1_000_000
+    down = PROFILES[profile].down
+    if profile in SCHEDULES and profile != "split":
+        return int(down.rate / 8 * (1 - down.mean_loss) * SCHEDULES[profile].up * (1.4 if quick else 2.4))
+    seconds = 20 if quick else 60
+    size = int(down.rate / 8 * (1 - down.mean_loss) * seconds)
+    return min(size, (64 if quick else 256) * MIB)
+
+
+def ideal_seconds(profile: str, size: int) -> float:
+    """The time a sender that never idles and never repeats would take, outages included."""
+    down = PROFILES[profile].down
+    need = size * 8 / (down.rate * (1 - down.mean_loss))
+    schedule = SCHEDULES.get(profile)
+    if schedule is None:
+        return need
+    first = schedule.up - schedule.offset
+    if need <= first:
+        return need
+    whole, rest = divmod(need - first, schedule.up)
+    return first + schedule.down + whole * (schedule.up + schedule.down) + rest
+
+
+class _Pinger:
+    """A foreground user: a ping from an agent to the holder, before and during the transfer."""
+
+    def __init__(self, net: Network, host: str, target: str, interval: float) -> None:
+        words = ["ping", "-n", "-D", "-i", str(interval), net.address(target)]
+        self._process = net.start(host, words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self._seen: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._read, name="pinger")
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            found = re.match(r"\[([0-9.]+)\].* time=([0-9.]+) ms", line)
+            if found:
+                self._seen.append((float(found[1]), float(found[2])))
+
+    def finish(self, began: float) -> tuple[float | None, float | None, float | None]:
+        self._process.terminate()
+        self._process.wait()
+        self._thread.join()
+        idle = [ms for at, ms in self._seen if at < began]
+        busy = sorted(ms for at, ms in self._seen if at >= began + 1.0)
+        if not idle or len(busy) < 3:
+            return (statistics.median(idle) if idle else None), None, None
+        base = statistics.median(idle)
+        return base, statistics.median(busy) - base, busy[int(len(busy) * 0.95)] - base
+
+
+def measure(case: Case, package: Path, digest: str, rivals: dict[str, type[Rival]]) -> Outcome:
+    """One run of one tool in a network of its own."""
+    root = Path(tempfile.mkdtemp(prefix=f"bench-{case.profile}-{case.tool}-"))
+    try:
+        with Network(case.topology) as net:
+            wanting = tuple(host.name for host in case.topology.hosts[1:])
+            place = Place(net, "holder", wanting, package, root)
+            return _measure(case, place, digest, rivals[case.tool](place))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
+    net = place.net
+    down = case.topology.link("link").down
+    if case.schedule is not None:
+        net.change("link", outage=None)  # setting up is not what is measured
+    tool.prepare()
+    interval = 1.0 if down.rate < 500e3 or case.profile == "manet" else 0.2
+    pinger = _Pinger(net, place.wanting[0], place.holder, interval) if case.schedule is None else None
+    time.sleep(max(2.0, 5 * interval) if pinger else 0.0)
+    if case.schedule is not None:
+        up, out, offset = case.schedule.up, case.schedule.down, case.schedule.offset
+        net.change("link", outage={"up": up, "down": out, "offset": offset})
+    cpu_before = tool.seconds_of_cpu()
+    net.restart()
+    began_wall, began = time.time(), time.monotonic()
+    waiting = {host: tool.begin(host) for host in place.wanting}
+    error: str | None = None
+    seconds: float | None = None
+    try:
+        while waiting and time.monotonic() - began < case.deadline:
+            for host, fetch in list(waiting.items()):
+                if fetch.is_done():
+                    if _sha256(fetch.target) != digest:
+                        raise RivalError(f"what {case.tool} delivered to {host} is not the package")
+                    del waiting[host]
+            time.sleep(0.02)
+        if not waiting:
+            seconds = time.monotonic() - began
+    except RivalError as failure:
+        error = str(failure)
+    elapsed = time.monotonic() - began
+    cpu = tool.seconds_of_cpu() - cpu_before
+    pings = pinger.finish(began_wall) if pinger else (None, None, None)
+    ways = net.stats()["links"]["link"]
+    delivered = ways["near>far"]["delivered_bytes"]
+    carried = sum(way["sent_bytes"] for way in ways.values())
+    share = 1.0 if seconds is not None else min(0.999, delivered * 0.95 / case.size / case.agents)
+    period = case.schedule.up + case.schedule.down if case.schedule else None
+    return Outcome(
+        seconds=seconds,
+        share=share,
+        fill=case.size * share * 8 / (elapsed * down.rate * (1 - down.mean_loss)),
+        link_ratio=carried / case.size,
+        waste=(delivered - case.size * share) / case.size,
+        cpu_per_gb=cpu / (case.size * share * case.agents / 1e9) if share else 0.0,
+        ping_idle_ms=pings[0],
+        ping_rise_ms=pings[1],
+        ping_rise_p95_ms=pings[2],
+        windows=int((elapsed + (case.schedule.offset if case.schedule else 0)) // period) + 1 if period else None,
+        error=error,
+        notes=tool.notes(),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _row(case: Case, outcomes: Sequence[Outcome], settings: str, version: str) -> dict[str, Any]:
+    """Median and spread of a cell's runs."""
+    row: dict[str, Any] = {
+        "profile": case.profile,
+        "tool": case.tool,
+        "agents": case.agents,
+        "congestion": case.congestion,
+        "bytes": case.size,
+        "ideal_seconds": round(ideal_seconds(case.profile, case.size), 3),
+        "completed": sum(one.seconds is not None for one in outcomes),
+        "runs": [asdict(one) for one in outcomes],
+        "settings": settings,
+        "version": version,
+    }
+    for name in (
+        "seconds",
+        "share",
+        "fill",
+        "link_ratio",
+        "waste",
+        "cpu_per_gb",
+        "ping_rise_ms",
+        "ping_rise_p95_ms",
+        "windows",
+    ):
+        values = [value for one in outcomes if (value := getattr(one, name)) is not None]
+        row[name] = statistics.median(values) if values else None
+        row[f"{name}_spread"] = [min(values), max(values)] if values else None
+    if row["completed"] < len(outcomes):
+        row["seconds"] = None
+    return row
+
+
+def _cases(run: Run, agents: int, tools: Iterable[str]) -> list[Case]:
+    cases = []
+    for profile in run.options.profile or [*STEADY, *SCHEDULED]:
+        size = package_size(profile, run.quick)
+        ideal = ideal_seconds(profile, size)
+        schedule = SCHEDULES.get(profile)
+        limit = ideal + 2 * (schedule.up + schedule.down) if schedule else ideal * (4 if run.quick else 5) + 20
+        cases += [
+            Case(profile, tool, agents, run.options.congestion, size, limit * agents**0.5, schedule) for tool in tools
+        ]
+    return cases
+
+
+def _table(run: Run, agents: int) -> None:
+    rivals = dict(RIVALS)
+    tools = [name for name in (run.options.tool or rivals) if not rivals[name].missing()]
+    for name in rivals:
+        if name not in tools and not run.options.tool:
+            run.note(f"{name} is not installed ({', '.join(rivals[name].missing())}): run make bench-deps")
+    runs = run.options.runs or (1 if run.quick else 3)
+    cases = _cases(run, agents, tools)
+    run.parameter(agents=agents, runs=runs, congestion=run.options.congestion, tools=tools)
+    if not run.options.no_calibration:
+        run.record("calibration", selftest(seconds=1.0 if run.quick else 3.0, say=run.say))
+    versions = {name: rivals[name].version() for name in tools}
+    packages: dict[int, tuple[Path, str]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-package-") as folder:
+        for size in sorted({case.size for case in cases}):
+            path = Path(folder) / f"package-{size}.bin"
+            path.write_bytes(run.random.randbytes(size))
+            packages[size] = (path, _sha256(path))
+        found: dict[Case, list[Outcome]] = {case: [] for case in cases}
+
+        def one(case: Case) -> None:
+            path, digest = packages[case.size]
+            try:
+                outcome = measure(case, path, digest, rivals)
+            except Exception as error:
+                outcome = Outcome(None, 0.0, 0.0, 0.0, 0.0, 0.0, error=f"{type(error).__name__}: {error}")
+            found[case].append(outcome)
+            took = "cut off" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
+            run.say(
+                f"{case.profile:<9} {case.tool:<12} {took:>9}  fill {outcome.fill:.2f}  share {outcome.share:.2f}  "
+                f"link {outcome.link_ratio:.2f}  waste {outcome.waste:.3f}  "
+                f"ping +{outcome.ping_rise_ms or 0:.0f}/{outcome.ping_rise_p95_ms or 0:.0f} ms"
+                + (f"  {outcome.error}" if outcome.error else "")
+            )
+
+        # Slow links need no processor: many networks side by side do not disturb each other. Fast ones go alone.
+        slow = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate <= 2.5e6]
+        fast = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate > 2.5e6]
+        with ThreadPoolExecutor(max_workers=max(1, run.options.jobs)) as pool:
+            list(pool.map(one, slow))
+        for case in fast:
+            one(case)
+    rows = [_row(case, found[case], rivals[case.tool].settings, versions[case.tool]) for case in cases]
+    run.record("rows", rows)
+    _bars(run, rows)
+
+
+def _bars(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    for profile in dict.fromkeys(row["profile"] for row in rows):
+        here = {row["tool"]: row for row in rows if row["profile"] == profile}
+        ours = here.get(OURS)
+        if ours is None:
+            continue
+        where = f"{profile}, {ours['agents']} agent{'s' if ours['agents'] > 1 else ''}, {ours['congestion']}"
+        if profile in FILL_BARS and ours["agents"] == 1:
+            run.at_least(f"fill, {where}", ours["fill"], FILL_BARS[profile])
+        if profile in PING_BARS:
+            run.at_most(f"ping rise, {where}", ours["ping_rise_ms"], PING_BARS[profile], "ms")
+        if profile in SCHEDULED:
+            run.at_least(f"completed, {where}", ours["completed"], len(ours["runs"]))
+        others = [row for name, row in here.items() if name != OURS]
+        if others:
+            best = max(others, key=lambda row: row["fill"] or 0.0)
+            ratio = ours["fill"] / best["fill"] if best["fill"] else None
+            run.at_least(f"beats {best['tool']}, {where}", ratio, 1.0, "x")
+
+
+def one_agent(run: Run) -> None:
+    _table(run, 1)
+
+
+def site_of_three(run: Run) -> None:
+    _table(run, 3)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", action="append", choices=[*STEADY, *SCHEDULED], help="this profile alone; repeatable"
+    )
+    parser.add_argument("--tool", action="append", choices=list(RIVALS), help="this tool alone; repeatable")
+    parser.add_argument("--runs", type=int, help="runs of each cell (default 3, 1 when quick)")
+    parser.add_argument("--congestion", choices=["cubic", "bbr", "reno"], default="cubic", help="of every host")
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="networks at once, slow links only")
+    parser.add_argument("--no-calibration", action="store_true", help="do not measure the emulator first")
+
+
+BENCH = Bench(
+    "links",
+    "a package over every kind of link, beside curl, aria2, rsync, syncthing, transmission and plain libtorrent",
+    (
+        Scenario("one-agent", "from one holder to one agent", one_agent),
+        Scenario("site-of-three", "from one holder to a site of three agents behind one link", site_of_three),
+    ),
+    _arguments,
+)
