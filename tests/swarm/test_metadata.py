@@ -1,0 +1,146 @@
+"""Metadata over HTTPS: who is answered, what is refused, what survives a break."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import zstandard
+from aiohttp import web
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import InvalidInputError, TooLargeError, UnavailableError
+from peat_p2p.swarm import metadata as module
+from peat_p2p.swarm.metadata import MetadataClient, Partial
+from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
+
+HASH = "ab" * 32
+
+
+@asynccontextmanager
+async def serving(node, handler) -> AsyncIterator[PeerCandidate]:
+    app = web.Application()
+    app.router.add_get("/{tail:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=node.credentials.server_context()).start()
+    address = HostPort("127.0.0.1", runner.addresses[0][1])
+    try:
+        yield PeerCandidate(node.name, node.credentials.identity.endpoint_id, address, address)
+    finally:
+        await runner.cleanup()
+
+
+async def test_manifest_and_info_of_what_is_seeded(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=200_000))
+    await (await ann.start()).seed(package)
+    async with MetadataClient(bob.credentials) as client:
+        assert await client.manifest(ann.candidate(), package.manifest_digest) == package.envelope
+        assert await client.info(ann.candidate(), package.manifest.infohash, Partial()) == package.info
+        with pytest.raises(UnavailableError, match="ann does not hold it"):
+            await client.info(ann.candidate(), HASH, Partial())
+        with pytest.raises(UnavailableError, match="no address"):
+            await client.info(ann.candidate(metadata=None), HASH, Partial())
+
+
+async def test_another_formation_and_no_certificate_are_not_answered(node, content) -> None:
+    ann, mal = node("ann"), node("mal")
+    await ann.start()
+    async with MetadataClient(mal.credentials) as client:
+        with pytest.raises(UnavailableError):
+            await client.info(ann.candidate(), HASH, Partial())
+    anonymous = ssl.create_default_context(cadata=ann.credentials.ca_pem.decode())
+    anonymous.check_hostname = False
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            async with session.get(f"https://{ann.candidate().metadata}/peat/v1/metadata/{HASH}", ssl=anonymous) as r:
+                await r.read()
+
+
+async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content(size=800_000))
+    await (await ann.start()).seed(package)
+    packed = zstandard.ZstdCompressor(level=3).compress(package.info)
+    etag = '"' + module.blake3(packed).hexdigest()[:32] + '"'
+
+    async def breaks(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"ETag": etag, "Content-Length": str(len(packed))})
+        await response.prepare(request)
+        await response.write(packed[: len(packed) // 2])
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    partial = Partial()
+    async with serving(cat, breaks) as broken, MetadataClient(bob.credentials) as client:
+        with pytest.raises(UnavailableError):
+            await client.info(broken, package.manifest.infohash, partial)
+        had = len(partial.body)
+        assert had > 0
+        seen = []
+        extend = bytearray.__iadd__
+
+        class Counting(bytearray):
+            def __iadd__(self, more):  # type: ignore[no-untyped-def]
+                seen.append(len(more))
+                return extend(self, more)
+
+        partial.body = Counting(partial.body)
+        assert await client.info(ann.candidate(), package.manifest.infohash, partial) == package.info
+    assert sum(seen) == len(packed) - had
+
+
+async def test_another_packing_begins_anew(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=200_000))
+    await (await ann.start()).seed(package)
+    async with MetadataClient(bob.credentials) as client:
+        partial = Partial('"other"', bytearray(b"part of another packing"))
+        assert await client.info(ann.candidate(), package.manifest.infohash, partial) == package.info
+
+
+async def test_too_much_and_nonsense_are_refused(node, monkeypatch) -> None:
+    ann, bob = node("ann"), node("bob")
+    monkeypatch.setattr(module, "MAX_INFO_BYTES", 100_000)
+    bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
+    answers = {"bomb": bomb, "noise": b"\x00" * 1000, "flood": bytes(200_000)}
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=answers[request.path.rsplit("/", 1)[1]])
+
+    async with serving(ann, answer) as peer, MetadataClient(bob.credentials) as client:
+        with pytest.raises(TooLargeError):
+            await client.info(peer, "bomb", Partial())
+        with pytest.raises(InvalidInputError, match="ann"):
+            await client.info(peer, "noise", Partial())
+        with pytest.raises(TooLargeError):
+            await client.info(peer, "flood", Partial())
+        with pytest.raises(InvalidInputError, match="JSON"):
+            await client.manifest(peer, "noise")
+
+
+async def test_false_metadata_is_not_used_and_its_sender_named(node, content) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content(size=200_000))
+    await (await ann.start()).seed(package)
+
+    async def lies(request: web.Request) -> web.Response:
+        return web.Response(body=zstandard.ZstdCompressor().compress(package.info[:-1] + b"x"))
+
+    async with serving(cat, lies) as liar:
+        source = StaticPeers([liar])
+        transfer = (await bob.start()).fetch(package.envelope, source)
+        async with asyncio.timeout(20):
+            async for status in transfer.updates():
+                if status.bad_peers:
+                    break
+            source.set([liar, ann.candidate()])
+            await transfer.wait()
+    assert transfer.status().bad_peers == ("cat",)
