@@ -79,6 +79,7 @@ async def test_restart_keeps_everything(nodes, clock, tmp_path):
         await replica.put("platforms", "alpha", '{"last_seen":1700000030}')
         await replica.put("things", "gone", '{"a":1}')
         await replica.delete("things", "gone")
+        await replica.tend()
         epoch, heads = replica.epoch, [replica.head(klass) for klass in range(4)]
         before = replica.get("platforms", "alpha")
     async with Replica.open(path, nodes["alpha"], clock) as replica:

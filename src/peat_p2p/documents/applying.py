@@ -51,7 +51,7 @@ class Memory(Protocol):
         """Whether the part is of a document whose time is over."""
         ...
 
-    def saw_beacon(self, key: PartKey, content: Content, source: str) -> None:
+    def saw_beacon(self, key: PartKey, content: Content, source: str, now: float) -> None:
         """Take note of how far a writer's changes have come."""
         ...
 
@@ -160,14 +160,13 @@ class Gate:
                 beat=beat,
                 seq=seq,
                 content_seq=seq,
-                floor=current.floor if current is not None else 0,
                 accepted=int(now),
                 peers=(source,),
                 marks=current.older_marks() if current is not None and same_line else (),
             )
         )
         if key.collection.startswith(BEACONS):
-            self._memory.saw_beacon(key, content, source)
+            self._memory.saw_beacon(key, content, source, now)
         if key.origin == self._authority.node.endpoint_id:
             self.on_own(key)
         return Outcome(Verdict.APPLIED, key)

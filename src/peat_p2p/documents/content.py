@@ -70,6 +70,11 @@ class Content:
         """The lowest stamp in it."""
         return min(self._stamps(), default=0)
 
+    def after(self, stamp: int) -> Content:
+        """Without the values stamped up to `stamp`; the deletion stays."""
+        anchor = self.anchor if self.anchor is not None and self.anchor.stamp > stamp else None
+        return Content({n: v for n, v in self.fields.items() if v.stamp > stamp}, self.deleted, anchor)
+
     def _stamps(self) -> Iterable[int]:
         for value in self.fields.values():
             yield value.stamp

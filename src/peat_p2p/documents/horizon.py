@@ -19,6 +19,8 @@ from peat_p2p.documents.types import Beat, PartKey
 from peat_p2p.documents.view import Writer
 
 _FLOOR = "floor"
+# For how long after an absence was noticed a peer's word that something was forgotten is taken.
+_LAPSE = 86_400.0
 
 
 class Horizon:
@@ -30,6 +32,7 @@ class Horizon:
         self._stamps = stamps
         self._coming: dict[str, dict[tuple[Writer, int], int]] = {}
         self._reoffer: set[str] = set()
+        self._lapsed: dict[str, float] = {}
 
     @property
     def floor(self) -> int:
@@ -67,7 +70,7 @@ class Horizon:
             newest = max(newest, content.anchor.value_at(beat.position).stamp)
         return newest < stamp_at(now - ttl)
 
-    def saw_beacon(self, key: PartKey, content: Content, source: str) -> None:
+    def saw_beacon(self, key: PartKey, content: Content, source: str, now: float) -> None:
         """A writer's beacon came: what it wrote before came before it, once the source has given all it has."""
         klass = self._shelf.rules.of(key.collection).klass
         writer = (key.origin, key.incarnation)
@@ -75,6 +78,7 @@ class Horizon:
         before = self.cover(writer, klass)
         if before and stamp_time(content.version) - stamp_time(before) > self._shelf.rules.horizon:
             self._reoffer.add(source)
+            self._lapsed[source] = now + _LAPSE
 
     def caught_up(self, source: str) -> bool:
         """Stage what the beacons from `source` promised: it has given all it had. Returns whether anything changed."""
@@ -91,3 +95,11 @@ class Horizon:
             self._reoffer.discard(peer)
             return True
         return False
+
+    def believes(self, peer: str, now: float) -> bool:
+        """Whether the word of `peer` that something was forgotten counts.
+
+        It does after we were out of touch for longer than the horizon, which the beacons prove that came from that
+        peer, and while we have nothing of our own knowledge yet. Otherwise a captured peer could empty its neighbours.
+        """
+        return now < self._lapsed.get(peer, 0.0) or not (self._shelf.covers or self._shelf.staged.covers)

@@ -13,7 +13,7 @@ from peat_p2p.documents.chain import VALUE_BYTES
 from peat_p2p.documents.content import BadContentError, Content, decode
 from peat_p2p.documents.types import Beat, PartKey, Version
 
-_HEAD = struct.Struct(">BQQQQQIBHH32sQ")
+_HEAD = struct.Struct(">BQQQQIBHH32sQ")
 _ROW_FORM = 1
 _BEAT = struct.Struct(f">I{VALUE_BYTES}s")
 # How many earlier states are remembered for deltas; a peer further behind gets the whole part.
@@ -25,9 +25,8 @@ class Part:
     """What this replica has of one part.
 
     `seq` is the number of the local change that brought it here, `content_seq` of the one that last changed what is
-    signed (a proof of life does not). `floor`: fields stamped up to it were deleted and forgotten elsewhere; they do
-    not count. `peers` have this state as far as we know, `marks` are (content_seq, operations) of earlier states;
-    both are only in memory.
+    signed (a proof of life does not). `peers` have this state as far as we know, `marks` are (content_seq, operations)
+    of earlier states; both are only in memory.
     """
 
     key: PartKey
@@ -39,7 +38,6 @@ class Part:
     beat: Beat | None
     seq: int
     content_seq: int
-    floor: int
     accepted: int
     peers: tuple[str, ...] = ()
     marks: tuple[tuple[int, int], ...] = ()
@@ -73,7 +71,6 @@ class Part:
             self.version,
             self.seq,
             self.content_seq,
-            self.floor,
             self.count,
             self.beat is not None,
             len(collection),
@@ -90,7 +87,7 @@ def from_row(row: bytes, intern: dict[str, str]) -> Part:
     """Read what `to_row` wrote; equal names share one string through `intern`. Raises BadContentError."""
     try:
         head = _HEAD.unpack_from(row)
-        form, generation, version, seq, content_seq, floor, count, has_beat, n, m, origin, incarnation = head
+        form, generation, version, seq, content_seq, count, has_beat, n, m, origin, incarnation = head
         if form != _ROW_FORM:
             raise BadContentError(f"row form {form} is not known")
         at = _HEAD.size
@@ -110,4 +107,4 @@ def from_row(row: bytes, intern: dict[str, str]) -> Part:
     key = PartKey(
         intern.setdefault(collection, collection), doc_id, intern.setdefault(origin_hex, origin_hex), incarnation
     )
-    return Part(key, generation, version, count, row[at + n + m :], signature, beat, seq, content_seq, floor, accepted)
+    return Part(key, generation, version, count, row[at + n + m :], signature, beat, seq, content_seq, accepted)

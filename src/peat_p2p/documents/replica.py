@@ -19,6 +19,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
 from peat_p2p.documents.applying import Gate
 from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, allow_all
+from peat_p2p.documents.compacting import Compactor
 from peat_p2p.documents.feed import DEFAULT_PENDING, Feeds, Subscription
 from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.jsontext import check_fields, split_object
@@ -49,6 +50,8 @@ from peat_p2p.trust.identity import Identity
 _LOG = logging.getLogger(__name__)
 # After so many updates others get a turn: checking a signature takes a tenth of a millisecond.
 _UPDATES_PER_TURN = 64
+_DOCUMENTS_PER_TURN = 100
+_TEND_INTERVAL = 3600.0
 
 
 class Replica:
@@ -73,6 +76,7 @@ class Replica:
         self._stamps = StampClock()
         self._desk = Desk(self._shelf, authority, limits, self._stamps, random)
         self._horizon = Horizon(self._shelf, lambda: (self.node.endpoint_id, self._desk.incarnation), self._stamps)
+        self._compactor = Compactor(self._shelf, self._horizon, self._desk)
         self._gate = Gate(self._shelf, authority, limits, self._horizon)
         self._gate.on_own = self._own_part_came
         self._feeds = Feeds(self._shelf)
@@ -115,11 +119,13 @@ class Replica:
             self._settle_in()
             async with asyncio.TaskGroup() as group:
                 committing = group.create_task(self._commit_groups(), name="documents: commit")
+                tending = group.create_task(self._tend_for_ever(), name="documents: tend")
                 try:
                     if self._shelf.staged:
                         await self._durable()
                     yield
                 finally:
+                    tending.cancel()
                     self._closing = True
                     self._work.set()
                     self._feeds.close(UnavailableError("the documents are being closed"))
@@ -261,6 +267,33 @@ class Replica:
         """By class, how far we have what the database `epoch` of a peer holds."""
         return self._shelf.cursors(peer, epoch)
 
+    async def forget(self, purged: Iterable[tuple[PartKey, int]], peer: str) -> list[tuple[PartKey, int]]:
+        """Forget what `peer` says it had and forgot (key and floor of its PURGED verdicts), if its word counts.
+
+        Returns what was forgotten: tell the other peers, who may have been away as long.
+        """
+        now = self._clock.wall()
+        if not self._horizon.believes(peer, now):
+            return []
+        time = self._compactor.time(now)
+        forgotten = [(key, floor) for key, floor in purged if self._compactor.forget(key, floor, now, time)]
+        if forgotten:
+            await self._durable()
+        return forgotten
+
+    async def tend(self) -> None:
+        """Give the day's beacons and forget what is due. Done by itself every hour."""
+        now = self._clock.wall()
+        self._desk.beacons(now)
+        time = self._compactor.time(now)
+        for number, doc in enumerate(self._compactor.begin(now)):
+            self._compactor.look_at(doc, now, time)
+            if number % _DOCUMENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        self._compactor.writers_gone(time)
+        if self._shelf.staged:
+            await self._durable()
+
     async def caught_up(self, peer: str) -> None:
         """Note that we have all that `peer` had when it told its heads."""
         if self._horizon.caught_up(peer):
@@ -296,6 +329,7 @@ class Replica:
         known = self._shelf.certificate(self.node.endpoint_id)
         if known is None or known.identity.certificate != self.node.certificate:
             self._shelf.stage_certificate(Certificate(self.node, self._shelf.next_seq()))
+        self._desk.beacons(self._clock.wall())
 
     def _new_incarnation(self) -> None:
         value = self._random(4)
@@ -339,6 +373,14 @@ class Replica:
                 self._resolve(waiters, None)
             if self._closing:
                 return
+
+    async def _tend_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TEND_INTERVAL)
+            try:
+                await self.tend()
+            except PeatError as error:
+                _LOG.warning("documents could not be compacted: %s", error)
 
     def _show(self, staged: Staged) -> None:
         classes, documents = self._shelf.publish(staged)

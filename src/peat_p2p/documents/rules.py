@@ -22,7 +22,7 @@ class CollectionRule:
     """How documents of one collection are treated.
 
     `klass`: priority on a link, 0 first. `ttl`: a document nobody wrote for so many seconds is gone everywhere.
-    `expiry_field`: a Unix time in the document after which, and after the horizon, it is gone. `live_field`: the Unix
+    `expiry_field`: a Unix time in the document; the horizon later it is gone. `live_field`: the Unix
     time that a heartbeat moves and a hash chain proves. `follows`: the document lives as long as the one of that
     collection whose id is this id up to the first colon.
     """
@@ -35,7 +35,7 @@ class CollectionRule:
 
 
 _RULES = {
-    "commands": CollectionRule(klass=0, expiry_field="expires_at"),
+    "commands": CollectionRule(klass=0, ttl=90 * _DAY, expiry_field="expires_at"),
     "receipts": CollectionRule(klass=0, ttl=90 * _DAY),
     "revocations": CollectionRule(klass=0),
     "rollouts": CollectionRule(klass=0),

@@ -57,19 +57,18 @@ def said_fields(part: Part, content: Content, live_field: str) -> dict[str, Valu
 
 def merge(parts: Iterable[Part], live_field: str) -> View:
     """The document that `parts` make."""
-    said: list[tuple[Writer, dict[str, Value], int]] = []
+    said: list[tuple[Writer, dict[str, Value]]] = []
     deleted = top = 0
     for part in parts:
         content = part.content()
         fields = said_fields(part, content, live_field)
-        said.append(((part.key.origin, part.key.incarnation), fields, part.floor))
+        said.append(((part.key.origin, part.key.incarnation), fields))
         deleted = max(deleted, content.deleted)
         top = max(top, part.version, max((value.stamp for value in fields.values()), default=0))
     seen: dict[str, Seen] = {}
-    for writer, fields, floor in said:
-        hidden = max(deleted, floor)
+    for writer, fields in said:
         for name, value in fields.items():
-            if value.stamp <= hidden:
+            if value.stamp <= deleted:
                 continue
             other = seen.get(name)
             if other is None or (value.stamp, writer) > (other.value.stamp, other.writer):

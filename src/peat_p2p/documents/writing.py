@@ -18,12 +18,13 @@ from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
 from peat_p2p.documents.content import Anchor, Content, Value, canonical, encode, extend
 from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import is_public_name
+from peat_p2p.documents.rules import BEACONS, is_public_name
 from peat_p2p.documents.shelf import Shelf
-from peat_p2p.documents.stamps import StampClock
+from peat_p2p.documents.stamps import StampClock, stamp_time
 from peat_p2p.documents.types import Beat, Limits, PartKey
 from peat_p2p.documents.view import View, merge
 
+BEACON_INTERVAL = 86_400.0
 _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
 
 
@@ -99,6 +100,20 @@ class Desk:
         fields = {**content.fields, **{name: Value(stamp, text) for name, text in changed.items()}}
         self._place(key, replace(content, fields=fields), now, anew=anew)
 
+    def beacons(self, now: float) -> None:
+        """Stage today's beacon of every class we write in: all we wrote before is behind it on every link."""
+        written = {
+            self._shelf.rules.of(part.key.collection).klass
+            for part in self._shelf.parts()
+            if part.key.origin == self._authority.node.endpoint_id and part.key.incarnation == self.incarnation
+        }
+        for klass in written:
+            key = self.key(f"{BEACONS}{klass}", self._authority.node.endpoint_id)
+            part = self._shelf.newest(key)
+            if part is None or stamp_time(part.version) < now - BEACON_INTERVAL:
+                view = merge(self._shelf.writers(key.collection, key.doc_id).values(), "")
+                self.write(key, view, {"at": str(int(now))}, now)
+
     def reissue(self, key: PartKey, content: Content, now: float) -> None:
         """Stage our part `key` anew with just `content`; without any, forget it."""
         if content.version:
@@ -149,10 +164,7 @@ class Desk:
         if part is None:
             return Content({}), True
         content = part.content()
-        hidden = max(view.deleted, part.floor)
-        fields = {name: value for name, value in content.fields.items() if value.stamp > hidden}
-        anchor = content.anchor if content.anchor is not None and content.anchor.stamp > hidden else None
-        kept = Content(fields, content.deleted, anchor)
+        kept = content.after(view.deleted)
         # pycrdt keeps about 15 bytes of every value overwritten out of order; begin anew before that weighs.
         size = sum(len(name) + len(value.text) + 40 for name, value in content.fields.items())
         return kept, kept != content or len(part.state) > 2 * size + 512
@@ -184,7 +196,6 @@ class Desk:
                 beat=beat,
                 seq=seq,
                 content_seq=seq,
-                floor=0 if anew or part is None else part.floor,
                 accepted=int(now),
                 marks=marks,
             )
