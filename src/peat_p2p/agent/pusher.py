@@ -75,6 +75,16 @@ class SidecarLink:
 
     async def follow(self) -> None:
         """Read the sidecar's documents for ever."""
+        while True:
+            try:
+                await self._follow()
+            except PeatError as error:
+                # It answers, and says no. That may be mended there while the agent goes on here.
+                log.error("the sidecar refuses to tell its documents: %s", error)
+                self._gone(str(error))
+            await asyncio.sleep(LAST_RETRY_S)
+
+    async def _follow(self) -> None:
         self._view.begin_snapshot()
         async with contextlib.aclosing(self._sidecar.subscribe(COLLECTIONS)) as events:
             async for event in events:
@@ -93,12 +103,15 @@ class SidecarLink:
                     case Gap(reason):
                         if self._view.synced:
                             log.warning("the sidecar is out of reach, going on with what is known: %s", reason)
-                        self._down_reason = reason
-                        self._back.clear()
-                        self._view.begin_snapshot()
-                        self._book.lost()
-                        self._on_connected(False)
+                        self._gone(reason)
                 self._due.set()
+
+    def _gone(self, reason: str) -> None:
+        self._down_reason = reason
+        self._back.clear()
+        self._view.begin_snapshot()
+        self._book.lost()
+        self._on_connected(False)
 
     async def push(self) -> None:
         """Write what differs, for ever."""

@@ -89,6 +89,7 @@ class Agent:
             on_report=self.link.due,
         )
         self._held: dict[str, PackageSummary] = {}
+        self._holdings: dict[Key, Fields] = {}  # their documents, made once
         self._in_force: list[Deployment] = []
         self._deploying = asyncio.Lock()
         self._told: dict[Key, Fields] = {}
@@ -100,8 +101,8 @@ class Agent:
         """The agent's life: seeds what it holds, resumes what it was doing, follows its sidecar."""
         await asyncio.to_thread(self.deployments.clean)
         self._in_force = await asyncio.to_thread(self.deployments.current)
-        for summary in await asyncio.to_thread(self.store.packages):
-            self._held[summary.manifest_digest] = summary
+        for summary in reversed(await asyncio.to_thread(self.store.packages)):
+            self._hold(summary)
         async with asyncio.TaskGroup() as group, self.transfers.run(), self.runner.run():
             loops = [
                 group.create_task(self._seed_all(), name="seeding"),
@@ -145,16 +146,7 @@ class Agent:
     def _facts_changed(self) -> None:
         """Bring what the sidecar shall hold up to date with what is the case."""
         now = self._clock.wall()
-        wanted: dict[Key, Fields] = {}
-        for digest, summary in self._held.items():
-            held = HeldPackage(
-                manifest=summary.manifest,
-                digest=digest,
-                status=PullStatus.COMPLETE,
-                held_bytes=summary.manifest.total_bytes,
-            )
-            key, fields = documents.holding(self.agent_id, held, summary.added)
-            wanted[key] = fields
+        wanted = dict(self._holdings)
         for ticket in self.transfers.active():
             if ticket.digest not in self._held:
                 key, fields = documents.holding(self.agent_id, _progress(ticket), now)
@@ -171,6 +163,18 @@ class Agent:
         self._told = wanted
         self.book.want(Key(PLATFORMS, self.agent_id), self.heartbeat())
         self.link.due()
+
+    def _hold(self, summary: PackageSummary) -> None:
+        """Count a package as held. Of two with one name the later is told: there is one document for both."""
+        self._held[summary.manifest_digest] = summary
+        held = HeldPackage(
+            manifest=summary.manifest,
+            digest=summary.manifest_digest,
+            status=PullStatus.COMPLETE,
+            held_bytes=summary.manifest.total_bytes,
+        )
+        key, fields = documents.holding(self.agent_id, held, summary.added)
+        self._holdings[key] = fields
 
     def _unless_same(self, key: Key, fields: Fields) -> Fields:
         """What was told before, when nothing but its time differs."""
@@ -222,7 +226,7 @@ class Agent:
     def _arrived(self, package: StoredPackage) -> None:
         for summary in self.store.find(package.manifest.name, package.manifest.version, package.manifest.arch):
             if summary.manifest_digest == package.manifest_digest:
-                self._held[summary.manifest_digest] = summary
+                self._hold(summary)
         self._announce(package)
         self._facts_changed()
 

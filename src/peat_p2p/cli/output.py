@@ -18,6 +18,7 @@ from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024.0
+WIDE = 1000
 
 
 def size(count: float) -> str:
@@ -69,7 +70,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         # Names come from others: they must not be able to colour or break the table.
         table.add_row(*(Text(plain(cell)) for cell in row))
     if table.row_count:
-        Console().print(table)
+        console = Console()
+        # Into a pipe nothing is cut or folded: somebody's grep reads it.
+        console.print(table, width=None if console.is_terminal else WIDE, soft_wrap=not console.is_terminal)
     else:
         click.echo(empty)
 
