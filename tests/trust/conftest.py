@@ -1,3 +1,4 @@
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +47,23 @@ def issue(formation: Formation, tmp_path_factory: pytest.TempPathFactory) -> Iss
 def other_formation(tmp_path_factory: pytest.TempPathFactory) -> Formation:
     """Another formation that took the same name: only the CA's key tells them apart."""
     return Formation.init(tmp_path_factory.mktemp("other"), "alpha", NOW)
+
+
+@pytest.fixture(scope="session")
+def shake() -> Callable[[ssl.SSLContext, ssl.SSLContext], tuple[ssl.SSLObject, ssl.SSLObject]]:
+    """Makes a TLS handshake in memory."""
+
+    def in_memory(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+        a_in, a_out, b_in, b_out = (ssl.MemoryBIO() for _ in range(4))
+        a = server.wrap_bio(a_in, a_out, server_side=True)
+        b = client.wrap_bio(b_in, b_out, server_side=False)
+        for _ in range(6):
+            for side, out, into in ((b, b_out, a_in), (a, a_out, b_in)):
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    pass
+                into.write(out.read())
+        return a, b
+
+    return in_memory

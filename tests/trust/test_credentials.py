@@ -66,22 +66,7 @@ def test_credentials_do_not_print_their_key(issue) -> None:
     assert "PRIVATE" not in repr(credentials) and "n (" in repr(credentials)
 
 
-def shake(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
-    """A TLS handshake in memory."""
-    a_in, a_out, b_in, b_out = (ssl.MemoryBIO() for _ in range(4))
-    a = server.wrap_bio(a_in, a_out, server_side=True)
-    b = client.wrap_bio(b_in, b_out, server_side=False)
-    for _ in range(6):
-        for side, out, into in ((b, b_out, a_in), (a, a_out, b_in)):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-            into.write(out.read())
-    return a, b
-
-
-def test_both_sides_of_tls_learn_who_the_other_is(issue, now: float) -> None:
+def test_both_sides_of_tls_learn_who_the_other_is(issue, shake, now: float) -> None:
     hub, edge = issue("hub", Role.HUB), issue("edge")
     server, client = shake(hub.server_context(["x"]), edge.client_context(["x"]))
     assert server.version() == client.version() == "TLSv1.3"
@@ -90,7 +75,7 @@ def test_both_sides_of_tls_learn_who_the_other_is(issue, now: float) -> None:
     assert peer_identity(client, edge.anchor, now) == hub.identity
 
 
-def test_tls_refuses_a_stranger_on_either_side(issue, other_formation: Formation) -> None:
+def test_tls_refuses_a_stranger_on_either_side(issue, shake, other_formation: Formation) -> None:
     ours, theirs = issue("n"), issue("n", of=other_formation)
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(theirs.server_context(), ours.client_context())
@@ -98,7 +83,7 @@ def test_tls_refuses_a_stranger_on_either_side(issue, other_formation: Formation
         shake(ours.server_context(), theirs.client_context())
 
 
-def test_tls_refuses_a_client_without_certificate_and_an_older_protocol(issue) -> None:
+def test_tls_refuses_a_client_without_certificate_and_an_older_protocol(issue, shake) -> None:
     ours = issue("n")
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.check_hostname = False
