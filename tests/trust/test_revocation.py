@@ -159,3 +159,15 @@ def test_any_content_of_an_operator_is_read_or_refused(issue, content: Any, valu
             open_revocation("x", document, boss.anchor)
     with pytest.raises(MalformedError):
         open_revocation("x", {"envelope": seal(boss, PAYLOAD_TYPE, b"[" * 50_000)}, boss.anchor)
+
+
+def test_what_is_asked_for_by_a_plain_document(issue, now: float) -> None:
+    boss = issue("op", Role.OPERATOR)
+    asked = Revocation.asked_for(
+        f"package:{DIGEST}", {"reason": "bad build", "created_at": 1, "subject": "x"}, now + 0.5
+    )
+    assert asked == Revocation.of_package(DIGEST, reason="bad build", created_at=int(now))
+    assert open_revocation(asked.doc_id, seal_revocation(boss, asked), boss.anchor).revocation == asked
+    for doc_id, fields in (("x", {}), ("node:" + DIGEST, {}), ("endpoint:", {}), (f"package:{DIGEST}", {"reason": 3})):
+        with pytest.raises(InvalidInputError):
+            Revocation.asked_for(doc_id, fields, now)

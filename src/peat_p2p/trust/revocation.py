@@ -64,6 +64,21 @@ class Revocation:
         subject = manifest_digest.removeprefix("blake3:")
         return cls(kind=Kind.PACKAGE, subject=subject, reason=reason, created_at=created_at)
 
+    @classmethod
+    def asked_for(cls, doc_id: str, fields: Mapping[str, object], at: float) -> Revocation:
+        """The revocation that somebody asks for by writing `revocations/{doc_id}`: the id says of what.
+
+        `reason` is optional; the time is `at`, whatever the fields say. Raises InvalidInputError.
+        """
+        kind, _, subject = doc_id.partition(":")
+        reason = fields.get("reason", "")
+        if kind not in set(Kind) or not isinstance(reason, str):
+            raise InvalidInputError(
+                f"revocation {doc_id[:80]!r}: the id is endpoint:ENDPOINT_ID or package:MANIFEST_DIGEST,"
+                " and the reason a text"
+            )
+        return cls(kind=Kind(kind), subject=subject, reason=reason, created_at=int(at))
+
     @property
     def doc_id(self) -> str:
         """The document's id in `revocations`: one for each thing revoked."""
