@@ -24,6 +24,7 @@ class Source(StrEnum):
     CONFIGURED = "configured"
     API = "api"
     MDNS = "mdns"
+    RECENT = "recent"
     TOPOLOGY = "topology"
 
 

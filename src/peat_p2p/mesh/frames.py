@@ -223,7 +223,7 @@ def _heads(heads: Heads) -> list[pb.Cursor]:
 
 
 def _encode_body(frame: Frame) -> bytes:
-    kind: Oneof[str, Any]
+    kind: Any
     match frame:
         case Batch():
             message = pb.Batch(

@@ -213,7 +213,7 @@ class Outbox:
         version = self._store.version(key)
         if version is None:
             return b"" if forced else None
-        known = self._peer_has.get(key)
+        known = None if forced else self._peer_has.get(key)
         if known is not None and known >= version:
             return None
         body = self._store.encode(key, known, 0 if forced else lane.base)

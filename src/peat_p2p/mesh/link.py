@@ -43,6 +43,7 @@ PING_AFTER = 5.0
 DEAD_AFTER = 13.0
 _HEADS_EVERY = 5.0
 _MAX_KEYS = 65536
+_MAX_RESENDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class LinkCore:
         self._heads_at = now
         self._flying: dict[int, tuple[Lane, int | None]] = {}
         self._keys: list[Key] = []
+        self._resent: dict[Key, int] = {}
         self._applying: tuple[Batch, tuple[Key, ...]] | None = None
         self._owed: list[set[Key]] = [set() for _ in CLASSES]
         self._reached = [-1 for _ in CLASSES]
@@ -343,16 +345,23 @@ class LinkCore:
                 sender.base = max(sender.base, through)
         self.pacer.acked(ack.number, now)
         for ref in ack.need_full:
-            lane.forced[self.outbox.peer_lacks(ref)] = None
+            self._resend(lane, self.outbox.peer_lacks(ref))
         for ref in ack.need_certificate:
             key = self.outbox.peer_lacks(ref)
             certificate = self._store.certificate_key(key)
             if certificate is not None:
                 lane.forced[certificate] = None
-            lane.forced[key] = None
+            self._resend(lane, key)
         for ref, floor in ack.purged:
             self._effects.append(Forget(self.outbox.key_of(ref), floor))
         self._move_heads(ack.heads)
+
+    def _resend(self, lane: Lane, key: Key) -> None:
+        """Send the part whole; but a peer that can never take it must not be sent it for ever."""
+        times = self._resent.get(key, 0) + 1
+        if times <= _MAX_RESENDS:
+            self._resent[key] = times
+            lane.forced[key] = None
 
     def _take_summary(self, summary: Summary) -> None:
         lane = self.outbox.lanes[summary.klass]

@@ -8,6 +8,7 @@ replica does not have.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class MemoryStore:
 
     def __init__(self, epoch: bytes, *, whole: int = 120, delta: int = 22) -> None:
         self._epoch = epoch
-        self._whole = bytes(whole)
-        self._delta = bytes(delta)
+        self._whole = whole
+        self._delta = delta
         self._seq = 0
         self._order: list[OrderedDict[PartKey, int]] = [OrderedDict() for _ in CLASSES]
         self._versions: dict[PartKey, int] = {}
@@ -107,15 +108,18 @@ class MemoryStore:
         if version is None:
             return None
         if base is None:
-            return b"W" + version.to_bytes(4, "big") + self._whole
-        return b"D" + version.to_bytes(4, "big") + base[1].to_bytes(4, "big") + self._delta
+            head, size = b"W" + version.to_bytes(4, "big"), self._whole
+        else:
+            head, size = b"D" + version.to_bytes(4, "big") + base[1].to_bytes(4, "big"), self._delta
+        return head + _content(key, version, size)
 
     def decode(self, key: PartKey, body: bytes) -> MemoryUpdate:
         """See Store."""
-        if body[:1] == b"W" and len(body) == 5 + len(self._whole) and not any(body[5:]):
-            return MemoryUpdate(key, int.from_bytes(body[1:5], "big"), 0)
-        if body[:1] == b"D" and len(body) == 9 + len(self._delta) and not any(body[9:]):
-            return MemoryUpdate(key, int.from_bytes(body[1:5], "big"), int.from_bytes(body[5:9], "big"))
+        version = int.from_bytes(body[1:5], "big")
+        if body[:1] == b"W" and body[5:] == _content(key, version, self._whole):
+            return MemoryUpdate(key, version, 0)
+        if body[:1] == b"D" and body[9:] == _content(key, version, self._delta):
+            return MemoryUpdate(key, version, int.from_bytes(body[5:9], "big"))
         raise InvalidInputError("not an update")
 
     def certificate_key(self, key: PartKey) -> PartKey | None:
@@ -152,3 +156,8 @@ class MemoryStore:
         order = self._order[_KLASS_NAMES.index(key.collection)]
         order[key] = self._seq
         order.move_to_end(key)
+
+
+def _content(key: PartKey, version: int, size: int) -> bytes:
+    """What does not compress, as signatures and preimages do not; and shows a change of any byte, as they do."""
+    return hashlib.shake_128(b"%s %d" % (key.doc_id.encode(), version)).digest(size)

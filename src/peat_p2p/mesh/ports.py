@@ -6,12 +6,13 @@ thousands of nodes. Reads are synchronous and cheap. Must not import a replica.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.frames import Version
 
-Key = Hashable
+Key = PartKey
 """Names one part. The core only stores, compares and encodes it."""
 
 Update = Any
@@ -60,10 +61,6 @@ class Store(Protocol):
 
     def decode(self, key: Key, body: bytes) -> Update:
         """Read what `encode` made. Raises InvalidInputError."""
-        ...
-
-    def version_of(self, update: Update) -> Version:
-        """How new the part is once `update` is applied."""
         ...
 
     def certificate_key(self, key: Key) -> Key | None:

@@ -65,7 +65,7 @@ class Simulation:
     """Nodes, links between them, and the clock."""
 
     def __init__(self, seed: int, *, linger: Linger | None = None, budget: float | None = None) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311  (simulated chance)
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
         self.rejected: list[str] = []

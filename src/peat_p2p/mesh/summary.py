@@ -28,8 +28,9 @@ class VersionTree:
         self._klass = klass
         self._seq = 0
         self._hashes: dict[Key, tuple[int, int]] = {}
-        self._leaves: list[set[Key]] = [set() for _ in range(_LEAVES)]
+        self._leaves: dict[int, set[Key]] = {}
         self._levels = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
+        self._counts = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
 
     def refresh(self) -> None:
         """Take in what changed in the store since the last time."""
@@ -44,12 +45,19 @@ class VersionTree:
         """The digest of a node; 0 if nothing is below it."""
         return self._levels[depth][node]
 
+    @property
+    def empty(self) -> bool:
+        """Whether the class has no parts here."""
+        return not self._counts[0][0]
+
     def keys(self, depth: int, node: int) -> list[Key]:
         """The parts below a node."""
+        if not self._counts[depth][node]:
+            return []
         width = FANOUT ** (LEAF_DEPTH - depth)
         found: list[Key] = []
         for leaf in range(node * width, (node + 1) * width):
-            found.extend(self._leaves[leaf])
+            found.extend(self._leaves.get(leaf, ()))
         return found
 
     def fingerprint(self, key: Key) -> int:
@@ -66,14 +74,7 @@ class VersionTree:
         return Summary(want.klass, want.depth, want.nodes, digests)
 
     def _few(self, want: Want) -> bool:
-        allowed = _LIST_BELOW * len(want.nodes)
-        for node in want.nodes:
-            width = FANOUT ** (LEAF_DEPTH - want.depth)
-            for leaf in range(node * width, (node + 1) * width):
-                allowed -= len(self._leaves[leaf])
-                if allowed < 0:
-                    return False
-        return True
+        return sum(self._counts[want.depth][node] for node in want.nodes) <= _LIST_BELOW * len(want.nodes)
 
     def _listing(self, want: Want) -> Listing:
         parts: list[tuple[int, Version]] = []
@@ -97,20 +98,21 @@ class VersionTree:
         value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         leaf = fingerprint % _LEAVES
         self._hashes[key] = (fingerprint, value)
-        self._leaves[leaf].add(key)
-        self._add(leaf, value - (old[1] if old else 0))
+        self._leaves.setdefault(leaf, set()).add(key)
+        self._add(leaf, value - (old[1] if old else 0), 0 if old else 1)
 
     def _drop(self, key: Key) -> None:
         fingerprint, value = self._hashes.pop(key)
         leaf = fingerprint % _LEAVES
         self._leaves[leaf].discard(key)
-        self._add(leaf, -value)
+        self._add(leaf, -value, -1)
 
-    def _add(self, leaf: int, value: int) -> None:
+    def _add(self, leaf: int, value: int, count: int) -> None:
         node = leaf
         for depth in range(LEAF_DEPTH, -1, -1):
             level = self._levels[depth]
             level[node] = (level[node] + value) & _MASK
+            self._counts[depth][node] += count
             node //= FANOUT
 
 
@@ -131,7 +133,7 @@ class Repair:
     def begin(self) -> list[Want]:
         """The first question; none if there is nothing here that the peer could lack."""
         self._tree.refresh()
-        if not self._tree.keys(0, 0):
+        if self._tree.empty:
             return []
         return self._ask(0, [0])
 

@@ -1,0 +1,433 @@
+"""The mesh of one node: listening, dialling, and the set of live links.
+
+Owns the lifetime of every link and the choice between two links to one peer. Keeps the rules that only certificates of
+the formation speak, that a dialled peer is who it was said to be, and that one link per pair of nodes remains: the one
+dialled by the node with the smaller endpoint id, or the newer one of a peer that restarted. Must not know what
+documents mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+
+from peat_p2p.core.address import HostPort, check_endpoint_id
+from peat_p2p.core.clock import Clock
+from peat_p2p.core.errors import ConfigError, InvalidInputError, PeatError, UnavailableError
+from peat_p2p.documents.replica import Replica
+from peat_p2p.mesh.dial import Dialer, Source, Target
+from peat_p2p.mesh.discovery import Found, announce, local_addresses
+from peat_p2p.mesh.frames import CLASSES, Hello, Reason
+from peat_p2p.mesh.link import LinkCore
+from peat_p2p.mesh.session import Session
+from peat_p2p.mesh.store import ReplicaStore
+from peat_p2p.mesh.summary import VersionTree
+from peat_p2p.mesh.tls import RefusedError, TlsStream
+from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
+from peat_p2p.trust.credentials import NodeCredentials, peer_identity
+from peat_p2p.trust.identity import Identity
+
+ALPN = ("peat-mesh/1",)
+_LOG = logging.getLogger(__name__)
+_MAX_ACCEPTING = 64
+_IDLE = 3600.0
+_GOODBYE = 2.0
+
+
+class Mesh:
+    """This node's part in the mesh. Made by `open`."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        credentials: NodeCredentials,
+        config: MeshConfig,
+        clock: Clock,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._replica = replica
+        self._credentials = credentials
+        self._config = config
+        self._clock = clock
+        self._group = group
+        self._store = ReplicaStore(replica)
+        self._trees = [VersionTree(self._store, klass) for klass in CLASSES]
+        self._dialer = Dialer(random.Random(os.urandom(16)))  # noqa: S311  (jitter)
+        self._links: dict[str, Session] = {}
+        self._speaking: set[Session] = set()
+        self._blocked: set[str] = set()
+        self._instance = os.urandom(8)
+        self._active = True
+        self._accepting = 0
+        self._due = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._past_sent = 0
+        self._past_received = 0
+        self._address = config.listen
+        self._known_sites: dict[str, tuple[str, str]] = {}
+        self._server_context = credentials.server_context(ALPN)
+        self._client_context = credentials.client_context(ALPN)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, replica: Replica, credentials: NodeCredentials, config: MeshConfig, clock: Clock
+    ) -> AsyncIterator[Mesh]:
+        """Listen, dial and replicate until the context ends. Raises UnavailableError if the port is in use."""
+        try:
+            async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
+                mesh = cls(replica, credentials, config, clock, group)
+                await stack.enter_async_context(mesh._serve())
+                if config.mdns:
+                    own = credentials.identity
+                    finding = announce(own.endpoint_id, own.formation, config.site, mesh._address, mesh._found)
+                    await stack.enter_async_context(finding)
+                yield mesh
+        except BaseExceptionGroup as errors:
+            if len(errors.exceptions) == 1:  # the caller's own, or why this cannot be opened
+                raise errors.exceptions[0] from None
+            raise
+
+    # -- face --------------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> HostPort:
+        """Where this node listens."""
+        return self._address
+
+    @property
+    def endpoint_addr(self) -> str:
+        """What others write into `--peer` to reach this node."""
+        return f"{self._credentials.identity.endpoint_id}@{self._addresses()[0]}"
+
+    @property
+    def sync_active(self) -> bool:
+        """Whether links are made and kept."""
+        return self._active
+
+    @property
+    def stats(self) -> MeshStats:
+        """Totals."""
+        return MeshStats(
+            self._active,
+            len(self._links),
+            self._past_sent + sum(link.stream.bytes_sent for link in self._speaking),
+            self._past_received + sum(link.stream.bytes_received for link in self._speaking),
+        )
+
+    def connect_peer(self, endpoint_id: str, addresses: Sequence[str]) -> None:
+        """Keep a link to this peer from now on. Raises ConfigError for a bad id or address."""
+        check_endpoint_id(endpoint_id)
+        if endpoint_id == self._credentials.identity.endpoint_id:
+            raise InvalidInputError("this is the endpoint id of this node itself")
+        parsed = [HostPort.parse(text) for text in addresses]
+        known = self._dialer.get(endpoint_id)
+        if not parsed:
+            if known is None:
+                raise InvalidInputError(f"peer {endpoint_id[:12]} was never seen: give at least one address HOST:PORT")
+            parsed = list(known.addresses)
+        self._blocked.discard(endpoint_id)
+        self._dialer.wish(endpoint_id, parsed, Source.API, self._clock.monotonic())
+        self._due.set()
+
+    def disconnect_peer(self, endpoint_id: str) -> bool:
+        """End the link to this peer, and take none with it until `connect_peer` names it again."""
+        check_endpoint_id(endpoint_id)
+        known = self._dialer.get(endpoint_id) is not None or endpoint_id in self._links
+        self._dialer.unwish(endpoint_id)
+        self._blocked.add(endpoint_id)
+        link = self._links.get(endpoint_id)
+        if link is not None:
+            self._end(link, Reason.DISCONNECTED, "disconnected by the operator")
+        return known
+
+    def peers(self) -> list[PeerState]:
+        """Every peer that is wanted or linked."""
+        targets = {target.endpoint_id: target for target in self._dialer.targets()}
+        return [self._state(peer, targets.get(peer)) for peer in sorted(targets.keys() | self._links.keys())]
+
+    async def start_sync(self) -> None:
+        """Make links again after `stop_sync`, to every peer known, at once."""
+        if not self._active:
+            self._active = True
+            self._dialer.network_changed(self._clock.monotonic())
+            self._due.set()
+
+    async def stop_sync(self) -> None:
+        """End all links and make none; documents stay readable and writable here."""
+        self._active = False
+        now = self._clock.monotonic()
+        for link in list(self._links.values()):
+            addresses = _parse_addresses(link.hello)
+            if addresses and not link.dialled:
+                self._dialer.wish(link.peer, addresses, Source.RECENT, now)
+            await link.end(Reason.STOPPED, "synchronisation was stopped there")
+
+    def network_changed(self) -> None:
+        """Addresses of this machine changed: try every peer at once."""
+        self._dialer.network_changed(self._clock.monotonic())
+        self._due.set()
+
+    def close_links(self, refused: Callable[[Identity], bool], detail: str) -> int:
+        """End the links to every peer that `refused` names (for instance: its certificate was revoked)."""
+        ended = [link for link in self._speaking if refused(link.identity)]
+        for link in ended:
+            self._end(link, Reason.REFUSED, detail)
+        return len(ended)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncIterator[None]:
+        listen = self._config.listen
+        try:
+            server = await asyncio.start_server(self._incoming, listen.host, listen.port)
+        except OSError as error:
+            raise UnavailableError(f"the mesh cannot listen on {listen}: {error.strerror or error}") from error
+        host, port = server.sockets[0].getsockname()[:2]
+        self._address = HostPort(host if listen.host != "localhost" else listen.host, port)
+        now = self._clock.monotonic()
+        for peer in self._config.peers:
+            if peer.endpoint_id != self._credentials.identity.endpoint_id:
+                self._dialer.wish(peer.endpoint_id, [peer.host_port], Source.CONFIGURED, now)
+        remove = self._replica.on_commit(self._committed)
+        self._spawn(self._dial(), "mesh dial")
+        try:
+            yield
+        finally:
+            remove()
+            server.close()
+            self._active = False
+            for link in list(self._speaking):
+                self._end(link, Reason.SHUTDOWN, "the other side is shutting down")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    while self._speaking:
+                        self._quiet.clear()
+                        await self._quiet.wait()
+            for task in list(self._tasks):
+                task.cancel()
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _committed(self, _classes: object) -> None:
+        for link in self._links.values():
+            link.wake()
+
+    def _found(self, found: Found) -> None:
+        if found.endpoint_id in self._blocked:
+            return
+        if found.addresses:
+            self._known_sites[found.endpoint_id] = ("", found.site)
+            now = self._clock.monotonic()
+            self._dialer.wish(found.endpoint_id, list(found.addresses), Source.MDNS, now)
+        else:
+            self._dialer.unwish(found.endpoint_id, Source.MDNS)
+        self._due.set()
+
+    # -- dialling ----------------------------------------------------------------------------------------------------
+
+    async def _dial(self) -> None:
+        while True:
+            now = self._clock.monotonic()
+            if self._active:
+                for target in self._dialer.due(now):
+                    if target.endpoint_id in self._links:
+                        self._dialer.linked(target.endpoint_id)
+                        continue
+                    self._spawn(self._call(target), f"mesh call {target.endpoint_id[:12]}")
+            deadline = self._dialer.next_deadline() if self._active else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE if deadline is None else max(0.01, deadline - now)):
+                    await self._due.wait()
+            self._due.clear()
+
+    async def _call(self, target: Target) -> None:
+        began = self._clock.monotonic()
+        address = target.address()
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                stream, identity = await self._connect(address, target.endpoint_id)
+        except TimeoutError:
+            reason = f"{address}: no answer within {self._config.connect_timeout:.0f} s"
+        except OSError as error:
+            reason = f"{address}: {error.strerror or error}"
+        except PeatError as error:
+            reason = f"{address}: {error}"
+        else:
+            reason = await self._speak(stream, identity, dialled=True)
+            self._settle(target.endpoint_id, reason, self._clock.monotonic() - began)
+            return
+        self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic())
+        self._due.set()
+
+    def _settle(self, endpoint_id: str, reason: str, lasted: float) -> None:
+        if endpoint_id in self._links:
+            self._dialer.linked(endpoint_id)
+        else:
+            self._dialer.ended(endpoint_id, reason, lasted, self._clock.monotonic())
+        self._due.set()
+
+    async def _connect(self, address: HostPort, endpoint_id: str) -> tuple[TlsStream, Identity]:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        stream = TlsStream(reader, writer, self._client_context, server_side=False)
+        try:
+            await stream.handshake()
+            identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
+            if identity.endpoint_id != endpoint_id:
+                raise RefusedError(
+                    f"the node there is {identity.node_id} with endpoint id {identity.endpoint_id}, not {endpoint_id}"
+                )
+        except BaseException:
+            stream.abort()
+            raise
+        return stream, identity
+
+    # -- accepting ---------------------------------------------------------------------------------------------------
+
+    def _incoming(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._accepting >= _MAX_ACCEPTING:
+            writer.transport.abort()
+            return
+        self._accepting += 1
+        self._spawn(self._accept(reader, writer), "mesh accept")
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = TlsStream(reader, writer, self._server_context, server_side=True)
+        remote = writer.get_extra_info("peername")
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await stream.handshake()
+                identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
+        except (TimeoutError, OSError, PeatError) as error:
+            _LOG.info("refused a connection from %s: %s", remote, error)
+            # closing at once could destroy the alert that tells the other side why
+            await stream.close()
+            return
+        except BaseException:
+            stream.abort()
+            raise
+        finally:
+            self._accepting -= 1
+        reason = await self._speak(stream, identity, dialled=False)
+        self._settle(identity.endpoint_id, reason, _IDLE)
+
+    # -- links -------------------------------------------------------------------------------------------------------
+
+    async def _speak(self, stream: TlsStream, identity: Identity, *, dialled: bool) -> str:
+        """Run one link to its end; returns why it ended."""
+        core = LinkCore(
+            self._store,
+            identity.endpoint_id,
+            self._hello(),
+            self._trees,
+            dialled=dialled,
+            now=self._clock.monotonic(),
+            budget=self._config.link_budget,
+        )
+        session = Session(core, stream, self._replica, identity, self._clock, self._admit, dialled=dialled)
+        self._speaking.add(session)
+        try:
+            end = await session.run()
+            reason = end.detail or end.reason.name.lower()
+        except PeatError as error:
+            reason = str(error)
+        except Exception:
+            _LOG.exception("the link to %s failed", identity)
+            reason = "internal error, see the log"
+        finally:
+            stream.abort()
+            self._speaking.discard(session)
+            self._quiet.set()
+            self._past_sent += stream.bytes_sent
+            self._past_received += stream.bytes_received
+            if self._links.get(identity.endpoint_id) is session:
+                del self._links[identity.endpoint_id]
+                _LOG.info("link to %s ended", identity)
+        return reason
+
+    def _hello(self) -> Hello:
+        return Hello(
+            node_id=self._credentials.identity.node_id,
+            site=self._config.site,
+            epoch=self._replica.epoch,
+            addresses=tuple(map(str, self._addresses())),
+            instance=self._instance,
+        )
+
+    def _addresses(self) -> tuple[HostPort, ...]:
+        return self._config.advertise or local_addresses(self._address)
+
+    def _admit(self, session: Session) -> tuple[Reason, str] | None:
+        """Whether a new link may stay beside or instead of what there is."""
+        peer, hello = session.peer, session.hello
+        if hello is None:
+            raise RuntimeError("a link is admitted after its hello")
+        if not self._active:
+            return Reason.STOPPED, "synchronisation is stopped here"
+        if peer in self._blocked:
+            return Reason.DISCONNECTED, "disconnected by the operator"
+        if peer == self._credentials.identity.endpoint_id:
+            return Reason.REFUSED, "this node dialled itself"
+        other = self._links.get(peer)
+        if other is not None and other.hello is not None:
+            restarted = other.hello.instance != hello.instance
+            if not restarted and other.dialled != session.dialled and self._preferred(other):
+                return Reason.DUPLICATE, "another link is kept"
+            self._end(other, Reason.DUPLICATE, "another link is kept")
+        self._links[peer] = session
+        self._dialer.linked(peer)
+        self._known_sites[peer] = (session.identity.node_id, hello.site)
+        _LOG.info("link to %s is up", session.identity)
+        return None
+
+    def _preferred(self, session: Session) -> bool:
+        own = self._credentials.identity.endpoint_id
+        return session.dialled == (own < session.peer)
+
+    def _end(self, session: Session, reason: Reason, detail: str) -> None:
+        self._spawn(self._finish(session, reason, detail), "mesh end")
+
+    async def _finish(self, session: Session, reason: Reason, detail: str) -> None:
+        with contextlib.suppress(PeatError, OSError):
+            await session.end(reason, detail)
+
+    def _state(self, endpoint_id: str, target: Target | None) -> PeerState:
+        link = self._links.get(endpoint_id)
+        node_id, site = self._known_sites.get(endpoint_id, ("", ""))
+        addresses = [str(address) for address in target.addresses] if target is not None else []
+        if link is not None:
+            addresses += [a for a in (link.hello.addresses if link.hello else ()) if a not in addresses]
+        state = "connected" if link is not None else "connecting" if target is not None and target.busy else "waiting"
+        if link is None and not self._active:
+            state = "stopped"
+        return PeerState(
+            endpoint_id=endpoint_id,
+            node_id=node_id,
+            addresses=tuple(addresses),
+            connected=link is not None,
+            state=state,
+            reason="" if link is not None or target is None else target.reason,
+            learned=tuple(sorted(target.sources)) if target is not None else ("incoming",),
+            site=site,
+            bytes_sent=link.stream.bytes_sent if link is not None else 0,
+            bytes_received=link.stream.bytes_received if link is not None else 0,
+            rtt=link.core.pacer.rtt if link is not None else None,
+        )
+
+
+def _parse_addresses(hello: Hello | None) -> list[HostPort]:
+    found = []
+    for text in hello.addresses if hello is not None else ():
+        with contextlib.suppress(ConfigError):
+            found.append(HostPort.parse(text))
+    return found

@@ -1,0 +1,188 @@
+"""One live link: the link core joined to a TLS stream and a replica.
+
+Owns the two tasks of a link (reading, and waking the core in time) and performs the core's effects. Keeps the rule that
+the core sees events one at a time, in order. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from peat_p2p.core.clock import Clock
+from peat_p2p.documents.types import CursorMove, Outcome, Update
+from peat_p2p.mesh.frames import FrameError, Hello, Reason, RecordReader
+from peat_p2p.mesh.link import Apply, CaughtUp, Effect, End, Forget, Greeted, LinkCore, MoveCursor, Rejected, Send
+from peat_p2p.mesh.tls import TlsStream
+from peat_p2p.trust.identity import Identity
+
+_LOG = logging.getLogger(__name__)
+_POLICY = "policy:"
+
+
+class Sink(Protocol):
+    """What a link needs of a replica besides reading."""
+
+    async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
+        """Apply updates durably."""
+        ...
+
+    def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
+        """What is held of a peer's database."""
+        ...
+
+    async def caught_up(self, peer: str) -> None:
+        """Everything the peer held is here."""
+        ...
+
+    def take_reoffer(self, peer: str) -> bool:
+        """Whether everything must be offered to the peer again (true once)."""
+        ...
+
+
+class Session:
+    """Runs one link until it ends. `admit` is asked once the peer has said hello; an answer other than None refuses."""
+
+    def __init__(
+        self,
+        core: LinkCore,
+        stream: TlsStream,
+        sink: Sink,
+        identity: Identity,
+        clock: Clock,
+        admit: Callable[[Session], tuple[Reason, str] | None],
+        *,
+        dialled: bool,
+    ) -> None:
+        self.core = core
+        self.stream = stream
+        self.identity = identity
+        self.dialled = dialled
+        self.admitted = False
+        self.began = clock.monotonic()
+        self._sink = sink
+        self._clock = clock
+        self._admit = admit
+        self._wake = asyncio.Event()
+        self._reader = RecordReader()
+
+    @property
+    def peer(self) -> str:
+        """The peer's endpoint id."""
+        return self.identity.endpoint_id
+
+    @property
+    def hello(self) -> Hello | None:
+        """What the peer said of itself."""
+        return self.core.peer
+
+    def wake(self) -> None:
+        """The replica changed."""
+        self._wake.set()
+
+    async def end(self, reason: Reason, detail: str = "") -> None:
+        """End the link on purpose."""
+        await self._perform(self.core.stop(reason, detail))
+        self._wake.set()
+
+    async def run(self) -> End:
+        """Speak until the link ends; returns why. Raises RefusedError or UnavailableError from the stream."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(), name=f"mesh read {self.identity.node_id}")
+                await self._perform(self.core.start())
+                await self._tick()
+                reading.cancel()
+        except ExceptionGroup as errors:  # of one or two: the first tells why
+            raise errors.exceptions[0] from None
+        ended = self.core.ended
+        if ended is None:
+            raise RuntimeError("the link's clock stopped before the link ended")
+        await self.stream.close()
+        return ended
+
+    async def _read(self) -> None:
+        while self.core.ended is None:
+            data = await self.stream.receive()
+            if not data:
+                self._over(End(Reason.UNSPECIFIED, "the other side closed the connection"))
+                return
+            try:
+                for record in self._reader.feed(data):
+                    await self._perform(self.core.received(record, self._clock.monotonic()))
+                    if self.core.ended is not None:
+                        break
+            except FrameError as error:
+                self._over(End(Reason.PROTOCOL, str(error), fault=True))
+                return
+            await self.stream.drain()
+            self._wake.set()
+
+    async def _tick(self) -> None:
+        while self.core.ended is None:
+            now = self._clock.monotonic()
+            wait = max(self.core.deadline(now) - now, 0.001)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._perform(self.core.poll(self._clock.monotonic()))
+
+    def _over(self, end: End) -> None:
+        if self.core.ended is None:
+            self.core.ended = end
+        self._wake.set()
+
+    async def _perform(self, effects: list[Effect]) -> None:
+        pending = list(effects)
+        out = bytearray()
+        moves: list[CursorMove] = []
+        while pending:
+            effect = pending.pop(0)
+            match effect:
+                case Send():
+                    out += effect.data
+                case Greeted():
+                    refusal = self._admit(self)
+                    if refusal is not None:
+                        pending.extend(self.core.stop(*refusal))
+                    else:
+                        self.admitted = True
+                        pending.extend(self.core.resume(self._sink.cursors(self.peer, effect.hello.epoch)))
+                case Apply():
+                    self._write(out)
+                    outcomes = await self._sink.apply(effect.updates, self.peer)
+                    pending[0:0] = self.core.applied(effect.number, outcomes, self._clock.monotonic())
+                    if self._sink.take_reoffer(self.peer):
+                        pending.extend(self.core.reoffer())
+                case MoveCursor():
+                    moves.append(CursorMove(self.peer, effect.epoch, effect.klass, effect.seq))
+                case Forget():
+                    _LOG.info("%s has forgotten %s/%s", self.identity, effect.key.collection, effect.key.doc_id)
+                case CaughtUp():
+                    await self._flush_moves(moves)
+                    await self._sink.caught_up(self.peer)
+                case Rejected():
+                    _LOG.warning(
+                        "%s sent %s/%s: %s", self.identity, effect.key.collection, effect.key.doc_id, effect.reason
+                    )
+                    if not effect.reason.startswith(_POLICY):
+                        pending.extend(self.core.stop(Reason.PROTOCOL, f"refused: {effect.reason}"))
+                case End():
+                    self._wake.set()
+        self._write(out)
+        await self._flush_moves(moves)
+
+    async def _flush_moves(self, moves: list[CursorMove]) -> None:
+        if moves:
+            latest = {move.klass: move for move in moves}
+            moves.clear()
+            await self._sink.apply((), self.peer, tuple(latest.values()))
+
+    def _write(self, out: bytearray) -> None:
+        if out:
+            self.stream.send(bytes(out))
+            out.clear()

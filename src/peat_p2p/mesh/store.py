@@ -1,0 +1,99 @@
+"""A replica as the link core sees it.
+
+Owns the wire form of part keys and the adaptation of `documents.Replica` to the `Store` port. Must not decide anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.documents.codec import decode_update, encode_update
+from peat_p2p.documents.keys import certificate_key
+from peat_p2p.documents.replica import Replica
+from peat_p2p.documents.rules import CERTIFICATES
+from peat_p2p.documents.types import PartKey, Update
+from peat_p2p.documents.types import Version as PartVersion
+from peat_p2p.mesh.frames import Version
+
+_COLLECTION_BYTES = 128
+_ID_BYTES = 512
+
+
+class ReplicaStore:
+    """The `Store` port over a replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    @property
+    def epoch(self) -> bytes:
+        """See Store."""
+        return self._replica.epoch
+
+    def head(self, klass: int) -> int:
+        """See Store."""
+        return self._replica.head(klass)
+
+    def changed_since(self, klass: int, seq: int, limit: int, *, peer: str = "") -> Sequence[tuple[int, PartKey]]:
+        """See Store."""
+        return self._replica.changed_since(klass, seq, limit, peer=peer)
+
+    def seq(self, key: PartKey) -> int:
+        """See Store."""
+        return self._replica.seq(key)
+
+    def version(self, key: PartKey) -> Version | None:
+        """See Store."""
+        if key.collection == CERTIFICATES:
+            identity = self._replica.certificate(key.origin)
+            return None if identity is None else (int(identity.not_before), int(identity.not_after), 0)
+        return self._replica.version(key)
+
+    def encode_key(self, key: PartKey) -> bytes:
+        """See Store."""
+        return encode_key(key)
+
+    def decode_key(self, data: bytes) -> PartKey:
+        """See Store."""
+        return decode_key(data)
+
+    def encode(self, key: PartKey, base: Version | None, base_seq: int) -> bytes | None:
+        """See Store."""
+        update = self._replica.make_update(key, base_seq, None if base is None else PartVersion(*base))
+        return None if update is None else encode_update(update)
+
+    def decode(self, key: PartKey, body: bytes) -> Update:
+        """See Store."""
+        return decode_update(key, body)
+
+    def certificate_key(self, key: PartKey) -> PartKey | None:
+        """See Store."""
+        return certificate_key(key.origin)
+
+
+def encode_key(key: PartKey) -> bytes:
+    """The wire form: lengths of collection and id, both, the origin's 32 bytes, the incarnation if there is one."""
+    collection, doc_id = key.collection.encode(), key.doc_id.encode()
+    incarnation = struct.pack(">Q", key.incarnation).lstrip(b"\0")
+    return b"".join(
+        (struct.pack(">BH", len(collection), len(doc_id)), collection, doc_id, bytes.fromhex(key.origin), incarnation)
+    )
+
+
+def decode_key(data: bytes) -> PartKey:
+    """Read a key. Raises InvalidInputError."""
+    try:
+        collection_bytes, id_bytes = struct.unpack_from(">BH", data)
+        origin_at = 3 + collection_bytes + id_bytes
+        if collection_bytes > _COLLECTION_BYTES or id_bytes > _ID_BYTES or not 32 <= len(data) - origin_at <= 40:
+            raise InvalidInputError("part key of a wrong length")
+        return PartKey(
+            data[3 : 3 + collection_bytes].decode(),
+            data[3 + collection_bytes : origin_at].decode(),
+            data[origin_at : origin_at + 32].hex(),
+            int.from_bytes(data[origin_at + 32 :], "big"),
+        )
+    except (struct.error, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"not a part key: {error}") from error
