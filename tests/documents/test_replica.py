@@ -46,7 +46,6 @@ async def test_delete_and_come_back(make):
         ("a/b", "one", '{"a":1}'),
         ("things", "", '{"a":1}'),
         ("things", "\ud800", '{"a":1}'),
-        ("things", "one", "{}"),
         ("things", "one", "[1]"),
         ("things", "one", '{"a":NaN}'),
     ],
@@ -233,3 +232,26 @@ async def test_replicas_exchange_writes_deletes_and_heartbeats(make, sync, clock
         for klass in range(4)
         for _, key in alpha.changed_since(klass, there[klass], 10, peer=bravo.node.endpoint_id)
     ] == []
+
+
+async def test_an_empty_object_is_a_document(make, sync):
+    alpha, bravo = await make("alpha"), await make("bravo")
+    assert (await alpha.put("things", "one", "{}")).json == "{}"
+    assert alpha.ids("things") == ["one"]
+    await sync(alpha, bravo)
+    assert bravo.get("things", "one").json == "{}"
+    assert (await bravo.put("things", "one", '{"":1}')).json == '{"":1}'
+    head = bravo.head(1)
+    assert (await bravo.put("things", "one", "{}")).json == '{"":1}'
+    assert bravo.head(1) == head
+    await bravo.delete("things", "one")
+    assert bravo.get("things", "one") is None
+    assert (await bravo.put("things", "one", "{}")).json == "{}"
+
+
+async def test_an_error_of_the_body_comes_out_as_itself(nodes, clock):
+    from peat_p2p.documents.replica import Replica
+
+    with pytest.raises(KeyError):
+        async with Replica.open(None, nodes["alpha"], clock):
+            raise KeyError("x")

@@ -15,7 +15,7 @@ from typing import Protocol
 from peat_p2p.core.errors import InvalidInputError, UntrustedError
 from peat_p2p.documents.authority import Authority, Claim
 from peat_p2p.documents.chain import proves
-from peat_p2p.documents.content import Anchor, BadContentError, Content, canonical, combine, decode
+from peat_p2p.documents.content import EXISTS, Anchor, BadContentError, Content, canonical, combine, decode
 from peat_p2p.documents.jsontext import check_fields
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.parts import Part
@@ -206,7 +206,11 @@ class Gate:
             raise BadContentError("the part says nothing")
         if len(content.fields) > self._limits.fields:
             raise BadContentError(f"{len(content.fields)} fields are too many")
-        new = {name: value.text for name, value in content.fields.items() if before.fields.get(name) != value}
+        new = {
+            name: value.text
+            for name, value in content.fields.items()
+            if before.fields.get(name) != value and name != EXISTS
+        }
         if any(text != new[name] for name, text in check_fields(new).items()):
             raise BadContentError("a value has blanks around it")
 
@@ -215,7 +219,7 @@ class Gate:
             return f"the certificate of {identity.node_id} had expired"
         if is_reserved(key.collection):
             return ""
-        names = {name for name, value in content.fields.items() if before.fields.get(name) != value}
+        names = {name for name, value in content.fields.items() if before.fields.get(name) != value and name != EXISTS}
         live_field = self._shelf.rules.of(key.collection).live_field
         if content.anchor is not None and live_field:
             names.add(live_field)

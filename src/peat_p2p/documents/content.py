@@ -22,7 +22,11 @@ _DOMAIN = b"peat document part 1\n"
 _ROOT = "p"
 # One writer per map: its client id need not differ from any other's, so it is the one that encodes shortest.
 _CLIENT = 1
-_FIELD, _DELETED, _ANCHOR = "f", "d", "l"
+_FIELD, _DELETED, _ANCHOR, _EXISTS = "f", "d", "l", "e"
+# The field of a document that has no other, so that an empty object is a document too. No JSON text that can be
+# stored has such a name.
+EXISTS = "\udc00"
+EXISTS_TEXT = "true"
 _MILLISECONDS = 1000 << COUNTER_BITS
 
 
@@ -144,6 +148,8 @@ def decode(state: bytes) -> Content:
         if name[:1] == _FIELD:
             stamp, _, value = text.partition(" ")
             fields[name[1:]] = Value(_stamp(stamp), value)
+        elif name == _EXISTS:
+            fields[EXISTS] = Value(_stamp(text), EXISTS_TEXT)
         elif name == _DELETED:
             deleted = _stamp(text)
         elif name == _ANCHOR:
@@ -173,12 +179,14 @@ def canonical(key: PartKey, generation: int, content: Content) -> bytes:
 
 
 def _sized(text: str) -> tuple[bytes, bytes]:
-    data = text.encode()
+    data = text.encode(errors="surrogatepass")
     return struct.pack(">I", len(data)), data
 
 
 def _entries(content: Content) -> dict[str, str]:
-    entries = {_FIELD + name: f"{value.stamp:x} {value.text}" for name, value in content.fields.items()}
+    entries = {_FIELD + name: f"{v.stamp:x} {v.text}" for name, v in content.fields.items() if name != EXISTS}
+    if (exists := content.fields.get(EXISTS)) is not None:
+        entries[_EXISTS] = f"{exists.stamp:x}"
     if content.deleted:
         entries[_DELETED] = f"{content.deleted:x}"
     if (anchor := content.anchor) is not None:

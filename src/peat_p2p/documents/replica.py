@@ -17,20 +17,16 @@ from pathlib import Path
 
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
-from peat_p2p.documents.applying import Gate
 from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, allow_all
-from peat_p2p.documents.compacting import Compactor
 from peat_p2p.documents.feed import DEFAULT_PENDING, Feeds, Subscription
-from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.jsontext import check_fields, split_object
 from peat_p2p.documents.keys import certificate_key
+from peat_p2p.documents.ledger import Ledger
 from peat_p2p.documents.loading import load
 from peat_p2p.documents.query import Query
 from peat_p2p.documents.rules import CLASSES, Rules, is_reserved
-from peat_p2p.documents.sending import make_update
-from peat_p2p.documents.shelf import Certificate, Shelf, Staged
+from peat_p2p.documents.shelf import Staged
 from peat_p2p.documents.sqlite import SqliteStore
-from peat_p2p.documents.stamps import StampClock
 from peat_p2p.documents.store import MemoryStore, Store
 from peat_p2p.documents.types import (
     Counts,
@@ -43,7 +39,7 @@ from peat_p2p.documents.types import (
     Verdict,
     Version,
 )
-from peat_p2p.documents.writing import Desk, check_collection
+from peat_p2p.documents.writing import check_collection
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
 
@@ -52,6 +48,17 @@ _LOG = logging.getLogger(__name__)
 _UPDATES_PER_TURN = 64
 _DOCUMENTS_PER_TURN = 100
 _TEND_INTERVAL = 3600.0
+
+
+@asynccontextmanager
+async def _plain_errors() -> AsyncIterator[None]:
+    """Let one error through as itself, as callers expect it, not as a group of one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
 
 
 class Replica:
@@ -69,22 +76,18 @@ class Replica:
         self._store = store
         self._authority = authority
         self._clock = clock
-        self._random = random
         self.limits = limits
         self.rules = rules
-        self._shelf = Shelf(rules)
-        self._stamps = StampClock()
-        self._desk = Desk(self._shelf, authority, limits, self._stamps, random)
-        self._horizon = Horizon(self._shelf, lambda: (self.node.endpoint_id, self._desk.incarnation), self._stamps)
-        self._compactor = Compactor(self._shelf, self._horizon, self._desk)
-        self._gate = Gate(self._shelf, authority, limits, self._horizon)
-        self._gate.on_own = self._own_part_came
+        self._ledger = Ledger(authority, limits, rules, random)
+        self._shelf = self._ledger.shelf
+        self._desk = self._ledger.desk
+        self._horizon = self._ledger.horizon
+        self._compactor = self._ledger.compactor
         self._feeds = Feeds(self._shelf)
         self._callbacks: dict[int, Callable[[frozenset[int]], None]] = {}
         self._next_callback = 0
         self._work = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._flying = False
         self._closing = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
 
@@ -115,9 +118,9 @@ class Replica:
         """Load, commit while the body runs, then write what is left and close the store."""
         loop = asyncio.get_running_loop()
         try:
-            self._shelf.restore(await loop.run_in_executor(self._executor, load, self._store, self._authority))
-            self._settle_in()
-            async with asyncio.TaskGroup() as group:
+            held = await loop.run_in_executor(self._executor, load, self._store, self._authority)
+            self._ledger.open(held, self._clock.wall())
+            async with _plain_errors(), asyncio.TaskGroup() as group:
                 committing = group.create_task(self._commit_groups(), name="documents: commit")
                 tending = group.create_task(self._tend_for_ever(), name="documents: tend")
                 try:
@@ -144,7 +147,7 @@ class Replica:
     @property
     def epoch(self) -> bytes:
         """Names this database: a new file has another."""
-        return self._shelf.meta["epoch"]
+        return self._ledger.epoch
 
     def get(self, collection: str, doc_id: str) -> Document | None:
         """A document, or None. Raises InvalidInputError for a name that cannot be."""
@@ -219,13 +222,7 @@ class Replica:
 
     def changed_since(self, klass: int, seq: int, limit: int, *, peer: str = "") -> list[tuple[int, PartKey]]:
         """Up to `limit` keys of what changed after `seq`, oldest change first; not what `peer` is known to have."""
-        found: list[tuple[int, PartKey]] = []
-        for number, key, peers in self._shelf.changed_since(klass, seq):
-            if peer not in peers:
-                found.append((number, key))
-                if len(found) >= limit:
-                    break
-        return found
+        return self._ledger.changed_since(klass, seq, limit, peer)
 
     def seq(self, key: PartKey) -> int:
         """The number of the change that brought the present state; 0: unknown."""
@@ -247,7 +244,7 @@ class Replica:
     def make_update(self, key: PartKey, base_seq: int = 0, base: Version | None = None) -> Update | None:
         """The newest state for a peer that has everything up to `base_seq`, or `base` of this part; None: it is
         gone."""
-        return make_update(self._shelf, key, base_seq, base)
+        return self._ledger.make_update(key, base_seq, base)
 
     async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
         """Take in what a peer sent; the outcomes in the same order, durable on return together with the cursors."""
@@ -255,9 +252,9 @@ class Replica:
         for index, update in enumerate(updates):
             if index % _UPDATES_PER_TURN == _UPDATES_PER_TURN - 1:
                 await asyncio.sleep(0)
-            outcomes.append(self._gate.apply(update, source, self._clock.wall()))
+            outcomes.append(self._ledger.apply(update, source, self._clock.wall()))
         for cursor in cursors:
-            self._shelf.staged.cursors[cursor.peer, cursor.epoch, cursor.klass] = cursor.seq
+            self._ledger.move(cursor)
         # Cursors alone wait for the next commit: losing one costs a repetition, not data.
         if any(outcome.verdict is Verdict.APPLIED for outcome in outcomes):
             await self._durable()
@@ -310,37 +307,17 @@ class Replica:
         self._callbacks[number] = callback
         return lambda: (self._callbacks.pop(number, None), None)[1]
 
+    def certificate(self, origin: str) -> Identity | None:
+        """Who an origin is, if its certificate has come."""
+        known = self._shelf.certificate(origin)
+        return known.identity if known is not None else None
+
+    @staticmethod
+    def certificate_key(origin: str) -> PartKey:
+        """The key under which the certificate of `origin` travels."""
+        return certificate_key(origin)
+
     # Inside ----------------------------------------------------------------------------------------------------------
-
-    def _settle_in(self) -> None:
-        """Give a new database its names; note our certificate."""
-        meta, staged = self._shelf.meta, self._shelf.staged
-        node = bytes.fromhex(self.node.endpoint_id)
-        if "epoch" not in meta:
-            meta["epoch"] = staged.meta["epoch"] = self._random(16)
-        if "incarnation" not in meta or meta.get("node") != node:
-            self._new_incarnation()
-            meta["node"] = staged.meta["node"] = node
-        self._desk.incarnation = int.from_bytes(meta["incarnation"], "big")
-        own = (self.node.endpoint_id, self._desk.incarnation)
-        self._stamps.last = max(
-            (part.version for part in self._shelf.parts() if (part.key.origin, part.key.incarnation) == own), default=0
-        )
-        known = self._shelf.certificate(self.node.endpoint_id)
-        if known is None or known.identity.certificate != self.node.certificate:
-            self._shelf.stage_certificate(Certificate(self.node, self._shelf.next_seq()))
-        self._desk.beacons(self._clock.wall())
-
-    def _new_incarnation(self) -> None:
-        value = self._random(4)
-        self._shelf.meta["incarnation"] = self._shelf.staged.meta["incarnation"] = value
-        self._desk.incarnation = int.from_bytes(value, "big")
-
-    def _own_part_came(self, key: PartKey) -> None:
-        """Something this database signed and does not have: it is an older copy of itself, so it begins a new life."""
-        if key.incarnation == self._desk.incarnation:
-            _LOG.warning("the document database was put back to an older state; it goes on as a new writer")
-            self._new_incarnation()
 
     async def _durable(self) -> None:
         """Wait until what is staged now is committed and seen. Raises what the store raised."""
@@ -402,13 +379,3 @@ class Replica:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(error)
-
-    def certificate(self, origin: str) -> Identity | None:
-        """Who an origin is, if its certificate has come."""
-        known = self._shelf.certificate(origin)
-        return known.identity if known is not None else None
-
-    @staticmethod
-    def certificate_key(origin: str) -> PartKey:
-        """The key under which the certificate of `origin` travels."""
-        return certificate_key(origin)

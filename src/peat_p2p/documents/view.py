@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peat_p2p.documents.content import Content, Value
+from peat_p2p.documents.content import EXISTS, Content, Value
 from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.types import Document
@@ -41,7 +41,7 @@ class View:
 
     def texts(self) -> dict[str, str]:
         """The fields' JSON text."""
-        return {name: seen.value.text for name, seen in self.fields.items()}
+        return {name: seen.value.text for name, seen in self.fields.items() if name != EXISTS}
 
 
 def said_fields(part: Part, content: Content, live_field: str) -> dict[str, Value]:

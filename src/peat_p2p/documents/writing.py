@@ -15,7 +15,7 @@ from dataclasses import replace
 from peat_p2p.core.errors import InvalidInputError, TooLargeError
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
-from peat_p2p.documents.content import Anchor, Content, Value, canonical, encode, extend
+from peat_p2p.documents.content import EXISTS, EXISTS_TEXT, Anchor, Content, Value, canonical, encode, extend
 from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.rules import BEACONS, is_public_name
@@ -67,15 +67,15 @@ class Desk:
     def put(self, collection: str, doc_id: str, fields: Mapping[str, str], now: float) -> bool:
         """Stage what of `fields` differs from the document. Returns whether anything did."""
         self.check_name(collection, doc_id)
-        if not fields:
-            raise InvalidInputError("a document needs at least one field")
         live_field = self._shelf.rules.of(collection).live_field
         view = merge(self._shelf.writers(collection, doc_id).values(), live_field)
         texts = view.texts()
         changed = {name: text for name, text in fields.items() if texts.get(name) != text}
         if not changed:
-            return False
-        self._check_size(collection, doc_id, {**texts, **changed})
+            if view.fields:
+                return False
+            changed = {EXISTS: EXISTS_TEXT}
+        self._check_size(collection, doc_id, {**texts, **fields})
         key = self.key(collection, doc_id)
         if live_field in changed and self._heartbeat(key, view, live_field, changed, now):
             return True
