@@ -26,6 +26,10 @@ def chunk(number: int, size: int) -> ChunkRef:
     return ChunkRef(number.to_bytes(32, "big"), size)
 
 
+def packed(number: int, size: int, length: int) -> ChunkRef:
+    return ChunkRef(number.to_bytes(32, "big"), size, length, bytes(15) + b"c")
+
+
 EXAMPLE = Index(
     (
         folder("a"),
@@ -34,7 +38,7 @@ EXAMPLE = Index(
         FileEntry("a.tar.gz", Kind.FILE, 0o644, 7, recipe=Recipe(bytes(32), (Part(30, 7, "gzip", (9, -1)),))),
         FileEntry("b", Kind.FILE, 0o4755, 50, xattrs=(("user.a", b"\0"), ("user.b", b""))),
     ),
-    (chunk(1, 60), chunk(2, 20), chunk(2, 20)),
+    (chunk(1, 60), packed(2, 12, 20), packed(2, 12, 20)),
     65536,
     0o1777,
 )
@@ -44,9 +48,9 @@ def test_example_survives_and_has_one_name() -> None:
     assert Index.decode(EXAMPLE.encode()) == EXAMPLE
     assert EXAMPLE.total_bytes == 157
     assert EXAMPLE.content_bytes == 100
-    assert EXAMPLE.unique_bytes == 80
+    assert EXAMPLE.unique_bytes == 72
     # The form of the encoding is fixed: a change of it needs a new schema number.
-    assert EXAMPLE.digest == "blake3:2f0b6a0f7d0c8a03046e35229cf582a15e9550a11cb12814075cd507a142123a"
+    assert EXAMPLE.digest == "blake3:756c60ec5fde5e415e4bf6905a2c07dae0fa22b383c95b502b3e79ea285dfee1"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,11 @@ def test_order_is_that_of_components() -> None:
         (chunk(1, 10), chunk(2, 0)),
         (chunk(1, 4), chunk(1, 6)),
         (ChunkRef(b"short", 10),),
+        (packed(1, 10, 10),),
+        (packed(1, 11, 10),),
+        (ChunkRef(bytes(32), 5, 10, b"short"),),
+        (ChunkRef(bytes(32), 10, 0, bytes(16)),),
+        (packed(1, 3, 5), packed(1, 4, 5)),
         (),
     ],
 )
@@ -182,6 +191,9 @@ def _mutations() -> list[tuple[str, bytes]]:
     add("unknown kind", entry_kinds=[2, 1, 3, 1, 9])
     add("columns of different length", entry_modes=[1])
     add("digest missing", chunk_digests=bytes(64))
+    add("check missing", chunk_checks=bytes(16))
+    add("length missing", chunk_lengths=[0, 20])
+    add("packed into more than its content", chunk_lengths=[0, 11, 11])
     add("shared components that are not there", entry_shared=[0, 7, 1, 0, 0])
     add(
         "shared components not used", entry_shared=[0, 0, 1, 0, 0], entry_paths=["a", "a/sparse", "up", "a.tar.gz", "b"]

@@ -11,8 +11,13 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
+
+from peat_p2p.content.chunking import pieces_root
 from peat_p2p.content.disk import disk_full
+from peat_p2p.content.index import CHECK_BYTES, ChunkRef
 from peat_p2p.content.journal import ChunkRow, Journal
+from peat_p2p.content.packing import pack
 from peat_p2p.core.clock import Clock
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ class ChunkBatch:
         self._guard = threading.Lock()
         self._flushing = threading.Lock()
         self._taken: set[bytes] = set()
+        self._asked: set[bytes] = set()
+        self._known: dict[bytes, ChunkRef] = {}
         self._pending: list[ChunkRow] = []
         self._pending_bytes = 0
         self._serial = 0
@@ -45,15 +52,54 @@ class ChunkBatch:
 
     def take(self, digest: bytes) -> bool:
         """Announce a chunk; whether its data is wanted: it is new to this batch and not in the store."""
+        self._claim(digest)
         with self._guard:
-            if digest in self._taken:
+            if digest in self._asked:
                 return False
-            self._taken.add(digest)
-        self._store.claim(digest)
+            self._asked.add(digest)
         return not self._store.has(digest.hex())
 
-    def write(self, digest: bytes, data: memoryview | bytes, root: bytes | None) -> None:
-        """Put a wanted chunk on disk. `data` must have that digest; `root` is its v2 pieces root, if known."""
+    def _claim(self, digest: bytes) -> None:
+        with self._guard:
+            if digest in self._taken:
+                return
+            self._taken.add(digest)
+        self._store.claim(digest)
+
+    def put(self, content: memoryview | bytes) -> ChunkRef:
+        """Take content, packed where that is worth while, and write it unless it is here. Returns its chunk."""
+        plain = blake3(content).digest()
+        known = self._known.get(plain)
+        if known is None:
+            known = self._known[plain] = self._find(plain, len(content)) or self._make(plain, content)
+        return known
+
+    def _find(self, plain: bytes, length: int) -> ChunkRef | None:
+        # Looked up by its content, so that another release of zstd does not make another chunk of it.
+        row = self._journal.packed(plain)
+        if row is not None:
+            self._claim(row.digest)
+            if self._store.has(row.digest.hex()):
+                return ChunkRef(row.digest, row.size, length, plain[:CHECK_BYTES])
+        self._claim(plain)
+        return ChunkRef(plain, length) if self._store.has(plain.hex()) else None
+
+    def _make(self, plain: bytes, content: memoryview | bytes) -> ChunkRef:
+        frame = pack(content)
+        if frame is None:
+            if self.take(plain):
+                self.write(plain, content, pieces_root(content))
+            return ChunkRef(plain, len(content))
+        digest = blake3(frame).digest()
+        if self.take(digest):
+            self.write(digest, frame, pieces_root(frame), plain)
+        return ChunkRef(digest, len(frame), len(content), plain[:CHECK_BYTES])
+
+    def write(self, digest: bytes, data: memoryview | bytes, root: bytes | None, content: bytes | None = None) -> None:
+        """Put a wanted chunk on disk. `data` must have that digest.
+
+        `root` is its v2 pieces root and `content` the digest of what is packed in it, if known.
+        """
         with self._guard:
             self._serial += 1
             temporary = self._store.temporary / f"{os.getpid()}-{id(self):x}-{self._serial}"
@@ -72,7 +118,7 @@ class ChunkBatch:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        row = ChunkRow(digest, size, mtime_ns, root, self._clock.wall())
+        row = ChunkRow(digest, size, mtime_ns, root, content, self._clock.wall())
         with self._guard:
             self._pending.append(row)
             self._pending_bytes += size

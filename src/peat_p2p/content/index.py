@@ -24,16 +24,33 @@ MAX_INDEX_BYTES = 128 << 20
 MIN_AVERAGE = 1 << 10
 MAX_AVERAGE = 4 << 20
 _DIGEST_BYTES = 32
+CHECK_BYTES = 16
 # Front coding lets a small message name long paths; this bounds what decoding may take.
 _MAX_PATHS_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRef:
-    """A chunk: its BLAKE3 digest (32 bytes) and its size."""
+    """A chunk as it is stored and sent: the BLAKE3 digest (32 bytes) and the size of its file.
+
+    A chunk that became smaller by it is stored as one zstd frame. Then `length` is the size of its content and `check`
+    the first 16 bytes of that content's BLAKE3; otherwise they are 0 and empty.
+    """
 
     digest: bytes
     size: int
+    length: int = 0
+    check: bytes = b""
+
+    @property
+    def content_size(self) -> int:
+        """Bytes of content."""
+        return self.length or self.size
+
+    @property
+    def content_check(self) -> bytes:
+        """The first 16 bytes of the BLAKE3 of the content."""
+        return self.check or self.digest[:CHECK_BYTES]
 
     @property
     def hex(self) -> str:
@@ -71,7 +88,7 @@ class Index:
     @cached_property
     def content_bytes(self) -> int:
         """Bytes of the content stream, each repeated chunk counted each time."""
-        return sum(chunk.size for chunk in self.chunks)
+        return sum(chunk.content_size for chunk in self.chunks)
 
     @cached_property
     def unique_chunks(self) -> tuple[ChunkRef, ...]:
@@ -80,7 +97,7 @@ class Index:
 
     @cached_property
     def unique_bytes(self) -> int:
-        """Bytes of every chunk once."""
+        """Bytes of every chunk once, as stored and sent."""
         return sum(chunk.size for chunk in self.unique_chunks)
 
     @cached_property
@@ -139,16 +156,20 @@ def _check_entries(index: Index) -> None:
 def _check_chunks(index: Index) -> None:
     if not (MIN_AVERAGE <= index.average <= MAX_AVERAGE) or index.average & (index.average - 1):
         raise InvalidInputError(f"average chunk size {index.average} is no power of two from 1 KiB to 4 MiB")
-    sizes: dict[bytes, int] = {}
+    known: dict[bytes, ChunkRef] = {}
     total = 0
     for chunk in index.chunks:
         if len(chunk.digest) != _DIGEST_BYTES:
             raise InvalidInputError("a chunk's digest is not 32 bytes")
         if not 1 <= chunk.size <= MAX_CHUNK_BYTES:
             raise InvalidInputError(f"chunk {chunk.hex} of {chunk.size} bytes is empty or over {MAX_CHUNK_BYTES}")
-        if sizes.setdefault(chunk.digest, chunk.size) != chunk.size:
-            raise InvalidInputError(f"chunk {chunk.hex} has two sizes")
-        total += chunk.size
+        if chunk.length and not chunk.size < chunk.length <= MAX_CHUNK_BYTES:
+            raise InvalidInputError(f"chunk {chunk.hex} of {chunk.size} bytes cannot hold {chunk.length}")
+        if len(chunk.check) != (CHECK_BYTES if chunk.length else 0):
+            raise InvalidInputError(f"chunk {chunk.hex} has a check where it needs none, or none where it needs one")
+        if known.setdefault(chunk.digest, chunk) != chunk:
+            raise InvalidInputError(f"chunk {chunk.hex} is described in two ways")
+        total += chunk.content_size
     content = sum(entry.content_bytes for entry in index.files)
     if total != content:
         raise InvalidInputError(f"the chunks are {total} bytes, the files' content {content}")
@@ -169,6 +190,8 @@ def _to_message(index: Index) -> pb.PackageIndex:
         link_targets=[entry.target for entry in index.files if entry.kind is Kind.SYMLINK],
         chunk_digests=b"".join([chunk.digest for chunk in index.chunks]),
         chunk_sizes=[chunk.size for chunk in index.chunks],
+        chunk_lengths=[chunk.length for chunk in index.chunks],
+        chunk_checks=b"".join([chunk.check for chunk in index.chunks]),
         attributes=[
             pb.Attribute(entry=number, name=name, value=value)
             for number, entry in numbered
@@ -199,9 +222,6 @@ def _from_message(message: pb.PackageIndex) -> Index:
     columns = (message.entry_shared, message.entry_kinds, message.entry_modes, message.entry_sizes)
     if any(len(column) != count for column in columns):
         raise InvalidInputError("the columns of the package index differ in length")
-    digests = message.chunk_digests
-    if len(digests) != _DIGEST_BYTES * len(message.chunk_sizes):
-        raise InvalidInputError("the package index has not one digest for each chunk")
     xattrs: dict[int, list[tuple[str, bytes]]] = {}
     for attribute in message.attributes:
         xattrs.setdefault(attribute.entry, []).append((attribute.name, attribute.value))
@@ -226,11 +246,21 @@ def _from_message(message: pb.PackageIndex) -> Index:
                 recipes.get(number),
             )
         )
-    chunks = tuple(
-        ChunkRef(bytes(digests[at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES]), size)
-        for at, size in enumerate(message.chunk_sizes)
-    )
-    return Index(tuple(files), chunks, message.average, message.root_mode)
+    return Index(tuple(files), tuple(_chunks_of(message)), message.average, message.root_mode)
+
+
+def _chunks_of(message: pb.PackageIndex) -> Iterator[ChunkRef]:
+    digests, sizes, lengths = message.chunk_digests, message.chunk_sizes, message.chunk_lengths
+    packed = sum(1 for length in lengths if length)
+    if len(digests) != _DIGEST_BYTES * len(sizes) or len(lengths) != len(sizes):
+        raise InvalidInputError("the package index has not one digest, size and length for each chunk")
+    if len(message.chunk_checks) != CHECK_BYTES * packed:
+        raise InvalidInputError("the package index has not one check for each packed chunk")
+    at = 0
+    for number, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+        check = message.chunk_checks[at : at + CHECK_BYTES] if length else b""
+        at += len(check)
+        yield ChunkRef(digests[number * _DIGEST_BYTES : (number + 1) * _DIGEST_BYTES], size, length, check)
 
 
 def _recipe_of(message: pb.Recipe) -> Recipe:

@@ -19,8 +19,10 @@ from peat_p2p.core.errors import CorruptError
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE chunks (
-  digest BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, root BLOB, checked REAL NOT NULL
+  digest BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, root BLOB, content BLOB,
+  checked REAL NOT NULL
 ) WITHOUT ROWID, STRICT;
+CREATE INDEX chunks_by_content ON chunks (content) WHERE content IS NOT NULL;
 CREATE TABLE packages (
   id INTEGER PRIMARY KEY, manifest_digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL, version TEXT NOT NULL,
   arch TEXT NOT NULL, payload BLOB NOT NULL, envelope TEXT NOT NULL, info BLOB NOT NULL, package_index BLOB NOT NULL,
@@ -30,17 +32,22 @@ CREATE INDEX packages_by_name ON packages (name, version, arch);
 CREATE TABLE refs (digest BLOB NOT NULL, package INTEGER NOT NULL, PRIMARY KEY (digest, package)) WITHOUT ROWID, STRICT;
 CREATE INDEX refs_by_package ON refs (package);
 """
+_CHUNK = "digest, size, mtime_ns, root, content, checked"
 _SLICE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A verified chunk: its file had this size and modification time when it was checked (Unix seconds)."""
+    """A verified chunk: its file had this size and modification time when it was checked (Unix seconds).
+
+    `root` is its v2 pieces root and `content` the BLAKE3 of what is packed in it, where they are known.
+    """
 
     digest: bytes
     size: int
     mtime_ns: int
     root: bytes | None
+    content: bytes | None
     checked: float
 
 
@@ -140,20 +147,26 @@ class Journal:
             some = wanted[start : start + _SLICE]
             marks = ",".join("?" * len(some))
             for row in self._query(
-                f"SELECT digest, size, mtime_ns, root, checked FROM chunks WHERE digest IN ({marks})",  # noqa: S608
+                f"SELECT {_CHUNK} FROM chunks WHERE digest IN ({marks})",  # noqa: S608
                 some,
             ):
                 chunk = ChunkRow(*row)  # type: ignore[arg-type]
                 found[chunk.digest] = chunk
         return found
 
+    def packed(self, content: bytes) -> ChunkRow | None:
+        """The chunk in which content of this BLAKE3 is packed."""
+        rows = self._query(f"SELECT {_CHUNK} FROM chunks WHERE content=?", (content,))  # noqa: S608
+        return ChunkRow(*rows[0]) if rows else None  # type: ignore[arg-type]
+
     def add_chunks(self, rows: Collection[ChunkRow]) -> None:
         """Enter verified chunks durably; a root already known is kept."""
         with self._transaction() as db:
             db.executemany(
-                "INSERT INTO chunks VALUES (?,?,?,?,?) ON CONFLICT (digest) DO UPDATE SET size=excluded.size, "
-                "mtime_ns=excluded.mtime_ns, root=coalesce(excluded.root, root), checked=excluded.checked",
-                [(row.digest, row.size, row.mtime_ns, row.root, row.checked) for row in rows],
+                "INSERT INTO chunks VALUES (?,?,?,?,?,?) ON CONFLICT (digest) DO UPDATE SET size=excluded.size, "
+                "mtime_ns=excluded.mtime_ns, root=coalesce(excluded.root, root), "
+                "content=coalesce(excluded.content, content), checked=excluded.checked",
+                [(row.digest, row.size, row.mtime_ns, row.root, row.content, row.checked) for row in rows],
             )
 
     def drop_chunks(self, digests: Collection[bytes]) -> None:
@@ -166,7 +179,7 @@ class Journal:
         return [
             ChunkRow(*row)  # type: ignore[arg-type]
             for row in self._query(
-                "SELECT digest, size, mtime_ns, root, checked FROM chunks "
+                f"SELECT {_CHUNK} FROM chunks "  # noqa: S608
                 "WHERE NOT EXISTS (SELECT 1 FROM refs WHERE refs.digest = chunks.digest)"
             )
         ]
@@ -176,7 +189,8 @@ class Journal:
         return [
             ChunkRow(*row)  # type: ignore[arg-type]
             for row in self._query(
-                "SELECT digest, size, mtime_ns, root, checked FROM chunks ORDER BY checked, digest LIMIT ?", (count,)
+                f"SELECT {_CHUNK} FROM chunks ORDER BY checked, digest LIMIT ?",  # noqa: S608
+                (count,),
             )
         ]
 

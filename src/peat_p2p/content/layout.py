@@ -14,7 +14,7 @@ from peat_p2p.content.index import ChunkRef, Index
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`length` bytes of a chunk from `offset` on."""
+    """`length` bytes of the content of a chunk from `offset` on."""
 
     chunk: ChunkRef
     offset: int
@@ -22,8 +22,8 @@ class Span:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is the chunk from end to end."""
-        return self.offset == 0 and self.length == self.chunk.size
+        """Whether this is the content from end to end of a chunk that is stored as it is."""
+        return self.offset == 0 and self.length == self.chunk.size and not self.chunk.length
 
 
 def spans(index: Index) -> Iterator[tuple[FileEntry, list[Span]]]:
@@ -37,9 +37,9 @@ def spans(index: Index) -> Iterator[tuple[FileEntry, list[Span]]]:
         parts: list[Span] = []
         left = entry.content_bytes
         while left:
-            if chunk is None or used == chunk.size:
+            if chunk is None or used == chunk.content_size:
                 chunk, used = next(chunks), 0
-            length = min(left, chunk.size - used)
+            length = min(left, chunk.content_size - used)
             parts.append(Span(chunk, used, length))
             used += length
             left -= length

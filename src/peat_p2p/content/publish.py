@@ -14,10 +14,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from blake3 import blake3
-
 from peat_p2p.content.batch import ChunkBatch
-from peat_p2p.content.chunking import StreamCutter, average_like, pieces_root
+from peat_p2p.content.chunking import StreamCutter, average_like
 from peat_p2p.content.entries import Kind
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.manifest import Manifest, check_name, seal_manifest
@@ -156,7 +154,7 @@ def read_file(item: SourceEntry, cut: StreamCutter, advance: Callable[[int], Non
 class Workers:
     """Threads that hash and write lists of chunks while the next are read and cut.
 
-    BLAKE3, SHA-256, the chunker and disk calls all release the interpreter lock, so threads do run at once.
+    BLAKE3, SHA-256, zstd, the chunker and disk calls all release the interpreter lock, so threads do run at once.
     """
 
     def __init__(self, batch: ChunkBatch) -> None:
@@ -184,17 +182,11 @@ class Workers:
 
     def _work(self, chunks: list[memoryview], done: Callable[[], None]) -> list[ChunkRef]:
         try:
-            refs = [self._one(data) for data in chunks]
+            refs = [self._batch.put(data) for data in chunks]
             done()
             return refs
         finally:
             self._slots.release()
-
-    def _one(self, data: memoryview) -> ChunkRef:
-        digest = blake3(data).digest()
-        if self._batch.take(digest):
-            self._batch.write(digest, data, pieces_root(data))
-        return ChunkRef(digest, len(data))
 
     def finish(self) -> tuple[ChunkRef, ...]:
         """Wait for all threads and return the chunks in order. Raises what a thread failed with."""

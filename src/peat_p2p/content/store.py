@@ -27,6 +27,7 @@ from peat_p2p.content.disk import disk_full, exhausted, free_bytes, sync_file_sy
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.journal import ChunkRow, Journal, PackageParts, PackageRow
 from peat_p2p.content.manifest import Manifest, manifest_digest, unverified_payload
+from peat_p2p.content.packing import unpack
 from peat_p2p.core.atomic import sync_dir
 from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError
@@ -218,7 +219,7 @@ class ChunkStore:
             raise
         if blake3(data).digest() != chunk.digest:
             return None
-        return ChunkRow(chunk.digest, chunk.size, status.st_mtime_ns, None, self._clock.wall())
+        return ChunkRow(chunk.digest, chunk.size, status.st_mtime_ns, None, None, self._clock.wall())
 
     def _enter(self, rows: Collection[ChunkRow]) -> None:
         if rows:
@@ -243,7 +244,7 @@ class ChunkStore:
             sync_dir(folder)
 
     def read_chunk(self, chunk: ChunkRef) -> bytes:
-        """The verified bytes of a chunk. Raises NotFoundError; a rotten chunk is dropped first."""
+        """The verified content of a chunk. Raises NotFoundError; a rotten chunk is dropped first."""
         try:
             data = self.chunk_path(chunk.hex).read_bytes()
         except FileNotFoundError:
@@ -251,7 +252,7 @@ class ChunkStore:
         if blake3(data).digest() != chunk.digest:
             self.verify(chunk.hex, chunk.size)
             raise NotFoundError(f"chunk {chunk.hex} is missing or damaged in {self.root}; pull its package again")
-        return data
+        return unpack(data, chunk.length) if chunk.length else data
 
     def roots(self, index: Index) -> dict[str, bytes]:
         """SHA-256 Merkle roots over 16 KiB blocks (BitTorrent v2 `pieces root`) of the chunks where known."""

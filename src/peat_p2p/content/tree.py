@@ -14,7 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from peat_p2p.content.entries import FileEntry, Kind
-from peat_p2p.content.index import Index
+from peat_p2p.content.index import CHECK_BYTES, Index
 
 _READ = 4 << 20
 
@@ -126,7 +126,7 @@ class _Content:
         chunk = next(self._chunks, None)
         if chunk is None:
             return False
-        self._hasher, self._left, self._digest, self._in_chunk = blake3(), chunk.size, chunk.digest, []
+        self._hasher, self._left, self._digest, self._in_chunk = blake3(), chunk.content_size, chunk.content_check, []
         return True
 
     def _feed(self, data: bytes, path: str) -> None:
@@ -146,6 +146,6 @@ class _Content:
     def _end_if_complete(self) -> None:
         if self._left:
             return
-        if not self._unreadable and self._hasher.digest() != self._digest:
+        if not self._unreadable and self._hasher.digest(CHECK_BYTES) != self._digest:
             self.bad.update(self._in_chunk)
         self._unreadable = False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from protobuf import DescFile
 
 
-_PackageIndexFields: TypeAlias = Literal["schema", "average", "root_mode", "entry_paths", "entry_shared", "entry_kinds", "entry_modes", "entry_sizes", "link_targets", "chunk_digests", "chunk_sizes", "attributes", "sparse", "recipes"]
+_PackageIndexFields: TypeAlias = Literal["schema", "average", "root_mode", "entry_paths", "entry_shared", "entry_kinds", "entry_modes", "entry_sizes", "link_targets", "chunk_digests", "chunk_sizes", "chunk_lengths", "chunk_checks", "attributes", "sparse", "recipes"]
 
 class PackageIndex(Message[_PackageIndexFields]):
     """
@@ -81,34 +81,48 @@ class PackageIndex(Message[_PackageIndexFields]):
             repeated string link_targets = 9;
             ```
         chunk_digests:
-            The content stream: chunks one after the other are the content of the files one after the other.
+            The content stream: the content of the chunks one after the other is the content of the files one after the other.
 
-            BLAKE3, 32 bytes each
+            BLAKE3 of the chunk as it is stored and sent, 32 bytes each
 
             ```proto
             bytes chunk_digests = 10;
             ```
         chunk_sizes:
+            as stored and sent
+
             ```proto
             repeated uint32 chunk_sizes = 11 [packed = true];
+            ```
+        chunk_lengths:
+            Bytes of content of a chunk that is stored as one zstd frame; 0 for one that is stored as it is.
+
+            ```proto
+            repeated uint32 chunk_lengths = 12 [packed = true];
+            ```
+        chunk_checks:
+            Of each chunk that is stored as a zstd frame, in order: the first 16 bytes of the BLAKE3 of its content.
+
+            ```proto
+            bytes chunk_checks = 13;
             ```
         attributes:
             What only some entries have, ordered by entry number.
 
             ```proto
-            repeated peat.content.v1.Attribute attributes = 12;
+            repeated peat.content.v1.Attribute attributes = 14;
             ```
         sparse:
             ```proto
-            repeated peat.content.v1.Sparse sparse = 13;
+            repeated peat.content.v1.Sparse sparse = 15;
             ```
         recipes:
             ```proto
-            repeated peat.content.v1.Recipe recipes = 14;
+            repeated peat.content.v1.Recipe recipes = 16;
             ```
     """
 
-    __slots__ = ("schema", "average", "root_mode", "entry_paths", "entry_shared", "entry_kinds", "entry_modes", "entry_sizes", "link_targets", "chunk_digests", "chunk_sizes", "attributes", "sparse", "recipes")
+    __slots__ = ("schema", "average", "root_mode", "entry_paths", "entry_shared", "entry_kinds", "entry_modes", "entry_sizes", "link_targets", "chunk_digests", "chunk_sizes", "chunk_lengths", "chunk_checks", "attributes", "sparse", "recipes")
 
     if TYPE_CHECKING:
 
@@ -126,6 +140,8 @@ class PackageIndex(Message[_PackageIndexFields]):
             link_targets: list[str] | None = None,
             chunk_digests: bytes = b"",
             chunk_sizes: list[int] | None = None,
+            chunk_lengths: list[int] | None = None,
+            chunk_checks: bytes = b"",
             attributes: list[Attribute] | None = None,
             sparse: list[Sparse] | None = None,
             recipes: list[Recipe] | None = None,
@@ -143,6 +159,8 @@ class PackageIndex(Message[_PackageIndexFields]):
         link_targets: list[str]
         chunk_digests: bytes
         chunk_sizes: list[int]
+        chunk_lengths: list[int]
+        chunk_checks: bytes
         attributes: list[Attribute]
         sparse: list[Sparse]
         recipes: list[Recipe]
@@ -325,7 +343,7 @@ class Part(Message[_PartFields]):
 
 
 _DESC = file_desc(
-    b'\n\x1bpeat/content/v1/index.proto\x12\x0fpeat.content.v1"\x8d\x04\n\x0cPackageIndex\x12\x16\n\x06schema\x18\x01 \x01(\rR\x06schema\x12\x18\n\x07average\x18\x02 \x01(\rR\x07average\x12\x1b\n\troot_mode\x18\x03 \x01(\rR\x08rootMode\x12\x1f\n\x0bentry_paths\x18\x04 \x03(\tR\nentryPaths\x12!\n\x0centry_shared\x18\x05 \x03(\rR\x0bentryShared\x12\x1f\n\x0bentry_kinds\x18\x06 \x03(\rR\nentryKinds\x12\x1f\n\x0bentry_modes\x18\x07 \x03(\rR\nentryModes\x12\x1f\n\x0bentry_sizes\x18\x08 \x03(\x04R\nentrySizes\x12!\n\x0clink_targets\x18\t \x03(\tR\x0blinkTargets\x12#\n\rchunk_digests\x18\n \x01(\x0cR\x0cchunkDigests\x12\x1f\n\x0bchunk_sizes\x18\x0b \x03(\rR\nchunkSizes\x12:\n\nattributes\x18\x0c \x03(\x0b2\x1a.peat.content.v1.AttributeR\nattributes\x12/\n\x06sparse\x18\r \x03(\x0b2\x17.peat.content.v1.SparseR\x06sparse\x121\n\x07recipes\x18\x0e \x03(\x0b2\x17.peat.content.v1.RecipeR\x07recipes"K\n\tAttribute\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05value\x18\x03 \x01(\x0cR\x05value"2\n\x06Sparse\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x12\n\x04runs\x18\x02 \x03(\x04R\x04runs"c\n\x06Recipe\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12+\n\x05parts\x18\x03 \x03(\x0b2\x15.peat.content.v1.PartR\x05parts"\x84\x01\n\x04Part\x12#\n\rcontent_bytes\x18\x01 \x01(\x04R\x0ccontentBytes\x12!\n\x0coutput_bytes\x18\x02 \x01(\x04R\x0boutputBytes\x12\x14\n\x05codec\x18\x03 \x01(\tR\x05codec\x12\x1e\n\nparameters\x18\x04 \x03(\x05R\nparametersb\x06proto3',
+    b'\n\x1bpeat/content/v1/index.proto\x12\x0fpeat.content.v1"\xd5\x04\n\x0cPackageIndex\x12\x16\n\x06schema\x18\x01 \x01(\rR\x06schema\x12\x18\n\x07average\x18\x02 \x01(\rR\x07average\x12\x1b\n\troot_mode\x18\x03 \x01(\rR\x08rootMode\x12\x1f\n\x0bentry_paths\x18\x04 \x03(\tR\nentryPaths\x12!\n\x0centry_shared\x18\x05 \x03(\rR\x0bentryShared\x12\x1f\n\x0bentry_kinds\x18\x06 \x03(\rR\nentryKinds\x12\x1f\n\x0bentry_modes\x18\x07 \x03(\rR\nentryModes\x12\x1f\n\x0bentry_sizes\x18\x08 \x03(\x04R\nentrySizes\x12!\n\x0clink_targets\x18\t \x03(\tR\x0blinkTargets\x12#\n\rchunk_digests\x18\n \x01(\x0cR\x0cchunkDigests\x12\x1f\n\x0bchunk_sizes\x18\x0b \x03(\rR\nchunkSizes\x12#\n\rchunk_lengths\x18\x0c \x03(\rR\x0cchunkLengths\x12!\n\x0cchunk_checks\x18\r \x01(\x0cR\x0bchunkChecks\x12:\n\nattributes\x18\x0e \x03(\x0b2\x1a.peat.content.v1.AttributeR\nattributes\x12/\n\x06sparse\x18\x0f \x03(\x0b2\x17.peat.content.v1.SparseR\x06sparse\x121\n\x07recipes\x18\x10 \x03(\x0b2\x17.peat.content.v1.RecipeR\x07recipes"K\n\tAttribute\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05value\x18\x03 \x01(\x0cR\x05value"2\n\x06Sparse\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x12\n\x04runs\x18\x02 \x03(\x04R\x04runs"c\n\x06Recipe\x12\x14\n\x05entry\x18\x01 \x01(\rR\x05entry\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12+\n\x05parts\x18\x03 \x03(\x0b2\x15.peat.content.v1.PartR\x05parts"\x84\x01\n\x04Part\x12#\n\rcontent_bytes\x18\x01 \x01(\x04R\x0ccontentBytes\x12!\n\x0coutput_bytes\x18\x02 \x01(\x04R\x0boutputBytes\x12\x14\n\x05codec\x18\x03 \x01(\tR\x05codec\x12\x1e\n\nparameters\x18\x04 \x03(\x05R\nparametersb\x06proto3',
     [],
     {
         "PackageIndex": PackageIndex,

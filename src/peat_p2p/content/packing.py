@@ -1,0 +1,43 @@
+"""Chunks packed for disk and link.
+
+Owns the choice whether content is stored as it is or as one zstd frame. A frame is made once, by the publisher, and
+travels as it is, so all agents have equal bytes whatever their zstd; only unpacking must agree, and its format is
+fixed. Must not touch a disk.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import zstandard
+
+from peat_p2p.core.errors import CorruptError
+
+# Level 3 keeps up with a disk; what higher levels gain on single chunks is small.
+_LEVEL = 3
+# Less gain than this is not worth unpacking, and a chunk as it is can be cloned or linked in place.
+_WORTH = 0.95
+_local = threading.local()
+
+
+def pack(content: bytes | memoryview) -> bytes | None:
+    """A zstd frame of `content`, or None if that is not worth while."""
+    compressor = getattr(_local, "compressor", None)
+    if compressor is None:
+        compressor = _local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    frame: bytes = compressor.compress(content)
+    return frame if len(frame) < _WORTH * len(content) else None
+
+
+def unpack(frame: bytes, length: int) -> bytes:
+    """The content, of `length` bytes, in a frame that was verified. Raises CorruptError if the publisher erred."""
+    decompressor = getattr(_local, "decompressor", None)
+    if decompressor is None:
+        decompressor = _local.decompressor = zstandard.ZstdDecompressor()
+    try:
+        if zstandard.frame_content_size(frame) != length:
+            raise CorruptError("a packed chunk does not hold as much as the package index says")
+        content: bytes = decompressor.decompress(frame, max_output_size=length)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"a packed chunk cannot be unpacked: {error}") from error
+    return content
