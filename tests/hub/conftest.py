@@ -12,6 +12,11 @@ from peat_p2p.core.errors import UnavailableError
 from peat_p2p.fleet.commands import Command
 from peat_p2p.hub.history import History
 from peat_p2p.hub.service import HubService
+from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.formation import dev_credentials
+from peat_p2p.trust.identity import Role
+
+NOW = 1_800_000_000.0
 
 
 class FakeSidecar:
@@ -54,6 +59,12 @@ class FakeSidecar:
         found: Mapping[str, Any] | None = self.documents.get((collection, doc_id))
         return None if found is None else json.dumps(found)
 
+    async def put_document(self, collection: str, doc_id: str, document: Mapping[str, object]) -> None:
+        self.put(collection, doc_id, **json.loads(json.dumps(document)))
+
+    async def delete_document(self, collection: str, doc_id: str) -> None:
+        self.delete(collection, doc_id)
+
     async def put_command(self, command: Command) -> None:
         if self.down:
             raise UnavailableError("sidecar: Connection refused")
@@ -67,7 +78,7 @@ def sidecar() -> FakeSidecar:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    return ManualClock(1_800_000_000.0)
+    return ManualClock(NOW)
 
 
 @pytest.fixture
@@ -75,10 +86,17 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "history.sqlite", limit=1000)
 
 
+@pytest.fixture(scope="session")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> NodeCredentials:
+    return dev_credentials(tmp_path_factory.mktemp("trust"), "hub-1", [Role.HUB], at=NOW)
+
+
 @pytest.fixture
-async def service(sidecar: FakeSidecar, history: History, clock: ManualClock) -> AsyncGenerator[HubService, None]:
+async def service(
+    sidecar: FakeSidecar, history: History, clock: ManualClock, credentials: NodeCredentials
+) -> AsyncGenerator[HubService, None]:
     """A service that follows the fake sidecar."""
-    made = HubService(sidecar, history, clock)
+    made = HubService(sidecar, history, clock, credentials)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(made.follow()), group.create_task(made.write_history())]
         await made.wait_complete()

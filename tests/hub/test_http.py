@@ -8,6 +8,8 @@ from peat_p2p.core.clock import ManualClock
 from peat_p2p.hub.history import History
 from peat_p2p.hub.http import make_app
 from peat_p2p.hub.service import HubService
+from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.revocation import RevocationSet
 
 NOW = 1_800_000_000
 ORDER = {"target_id": "site:north", "command_type": "deploy", "payload": {"package": "app", "version": "1.0"}}
@@ -215,3 +217,48 @@ async def test_notes_are_bounded_while_the_history_cannot_be_written(
         await service._flush()
     await service._flush()
     assert [e.doc_id for e in history.events(limit=100)] == [f"edge-{n}" for n in range(24, 14, -1)]
+
+
+async def test_a_command_is_withdrawn(api: Any, sidecar: Any) -> None:
+    made = await (await api.post("/api/commands", json=ORDER)).json()
+    await settle()
+    assert (await api.delete(f"/api/commands/{made['id']}")).status == 204
+    await settle()
+    assert sidecar.documents == {}
+    assert (await api.delete(f"/api/commands/{made['id']}")).status == 404
+
+
+async def test_a_node_and_a_package_are_revoked(api: Any, sidecar: Any, credentials: NodeCredentials) -> None:
+    sidecar.put("platforms", "edge-1", last_seen=NOW, endpoint_id="ab" * 32)
+    await settle()
+    answer = await api.post("/api/revocations", json={"node_id": "edge-1", "reason": "lost"})
+    assert (answer.status, await answer.json()) == (
+        201,
+        {"kind": "endpoint", "subject": "ab" * 32, "reason": "lost", "created_at": NOW, "by": "hub-1"},
+    )
+    assert (await api.post("/api/revocations", json={"manifest": "blake3:" + "cd" * 32})).status == 201
+    sidecar.put("revocations", "package:" + "ef" * 32, kind="package", subject="ef" * 32, created_at=1)
+    await settle()
+    stored = {d: doc for (c, d), doc in sidecar.documents.items() if c == "revocations"}
+    revoked = RevocationSet.read(stored, credentials.anchor)
+    assert revoked.endpoints() == {"ab" * 32} and revoked.packages() == {"cd" * 32}
+    listed = (await get(api, "/api/revocations"))["revocations"]
+    assert sorted((it["subject"][:2], it["by"]) for it in listed) == [("ab", "hub-1"), ("cd", "hub-1")], (
+        "unsigned: none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({}, 400), ({"node_id": "a", "endpoint_id": "b"}, 400), ({"node_id": 3}, 400), ({"node_id": "a/b"}, 400),
+     ({"endpoint_id": "ab"}, 400), ({"manifest": "ab" * 32, "reason": 3}, 400), ({"what": "x"}, 400),
+     ({"manifest": "ab" * 32, "reason": "x" * 1000}, 400), ({"node_id": "unheard-of"}, 404)],
+)  # fmt: skip
+async def test_bad_revocations(api: Any, sidecar: Any, body: Any, status: int) -> None:
+    assert (await api.post("/api/revocations", json=body)).status == status
+    assert sidecar.documents == {}
+
+
+async def test_a_hub_does_not_revoke_itself(api: Any, credentials: NodeCredentials) -> None:
+    answer = await api.post("/api/revocations", json={"endpoint_id": credentials.identity.endpoint_id})
+    assert answer.status == 409

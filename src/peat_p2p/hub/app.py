@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -43,9 +42,11 @@ async def open_hub(
         history = stack.enter_context(History(config.history_file, limit=config.history_events))
         endpoints = await stack.enter_async_context(sidecar)
         address = own_api(endpoints)
-        tls = _client_tls(config, endpoints.node_id) if address.startswith("https:") else None
+        # The sidecar has checked that this is what it runs with; a throw-away formation exists by now.
+        credentials = _credentials(config, endpoints.node_id)
+        tls = credentials.client_context() if address.startswith("https:") else None
         client = await stack.enter_async_context(SidecarClient(address, token=token, tls=tls))
-        service = HubService(client, history, clock or SystemClock())
+        service = HubService(client, history, clock or SystemClock(), credentials)
         await stack.enter_async_context(
             _beside({"hub-follow": service.follow(), "hub-history": service.write_history()})
         )
@@ -111,11 +112,11 @@ async def _serving(app: web.Application, where: HostPort) -> AsyncGenerator[str,
         await runner.cleanup()
 
 
-def _client_tls(config: HubConfig, node_id: str) -> ssl.SSLContext:
+def _credentials(config: HubConfig, node_id: str) -> NodeCredentials:
     node = config.node
     if node.formation is None:
-        return dev_credentials(node.data_dir / "formation", node_id, ()).client_context()
-    return NodeCredentials.load(node.formation).client_context()
+        return dev_credentials(node.data_dir / "formation", node_id, ())
+    return NodeCredentials.load(node.formation)
 
 
 def _read_token(path: Path) -> str:

@@ -69,9 +69,17 @@ def make_app(
         return _respond(await service.command(request.match_info["id"]))
 
     async def order(request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise InvalidInputError("send the command as JSON, with the header `Content-Type: application/json`")
         return _respond(await service.order(await _body(request, max_body_bytes)), status=201)
+
+    async def withdraw(request: web.Request) -> web.Response:
+        await service.withdraw(request.match_info["id"])
+        return web.Response(status=204)
+
+    async def revocations(_: web.Request) -> web.Response:
+        return _respond(service.revocations())
+
+    async def revoke(request: web.Request) -> web.Response:
+        return _respond(await service.revoke(await _body(request, max_body_bytes)), status=201)
 
     async def history(request: web.Request) -> web.Response:
         before = _number(request, "before") if "before" in request.query else None
@@ -83,6 +91,9 @@ def make_app(
     app.router.add_get("/api/commands", commands)
     app.router.add_post("/api/commands", order)
     app.router.add_get("/api/commands/{id}", command)
+    app.router.add_delete("/api/commands/{id}", withdraw)
+    app.router.add_get("/api/revocations", revocations)
+    app.router.add_post("/api/revocations", revoke)
     app.router.add_get("/api/history", history)
     return app
 
@@ -137,6 +148,8 @@ def _names_this_machine(host: str) -> bool:
 
 
 async def _body(request: web.Request, most: int) -> bytes:
+    if request.content_type != "application/json":
+        raise InvalidInputError("send JSON, with the header `Content-Type: application/json`")
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, PLATFORMS, RECEIPTS
+from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, PLATFORMS, RECEIPTS, REVOCATIONS
 
-TRACKED = (PLATFORMS, DEPLOYMENTS, COMMANDS, RECEIPTS)
+TRACKED = (PLATFORMS, DEPLOYMENTS, COMMANDS, RECEIPTS, REVOCATIONS)
 # They change with every heartbeat and say nothing else.
 _VOLATILE = frozenset({"last_seen"})
 # Kept with the document, but not repeated in its events: it is long and says nothing to a person.

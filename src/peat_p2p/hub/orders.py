@@ -1,18 +1,20 @@
 """What a caller may order by HTTP.
 
-Owns reading the body of `POST /api/commands`: everything that can be known to be wrong is said before anything is
-written. Pure. Must not know of requests nor of the sidecar.
+Owns reading the bodies of `POST /api/commands` and `POST /api/revocations`: everything that can be known to be wrong is
+said before anything is written. Pure. Must not know of requests nor of the sidecar.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.fleet.commands import EVERYONE, SITE_PREFIX, Command, CommandStatus
 from peat_p2p.trust.identity import check_node_id
+from peat_p2p.trust.revocation import Kind, Revocation
 
 _KEYS = {"id", "target_id", "command_type", "payload", "payload_json", "expires_at", "expires_in_s"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -48,6 +50,30 @@ def read_order(body: bytes, *, now: int, fresh_id: str) -> Command:
         expires_at=_expiry(asked, now),
         payload_json=json.dumps(payload, sort_keys=True, separators=(",", ":")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeName:
+    """A node that is named, not given by its endpoint id."""
+
+    node_id: str
+
+
+def read_revocation(body: bytes) -> tuple[str | NodeName, str]:
+    """What to revoke (a revocation's document id, or a node by its name) and why, from a JSON object of one of
+    `node_id`, `endpoint_id` and `manifest`, and optionally `reason`. Raises InvalidInputError.
+    """
+    asked = _object(body)
+    reason = asked.pop("reason", "")
+    if not isinstance(reason, str):
+        raise InvalidInputError("'reason' must be a text")
+    ((key, value),) = asked.items() if len(asked) == 1 else (("", ""),)
+    if key not in ("node_id", "endpoint_id", "manifest") or not isinstance(value, str):
+        raise InvalidInputError("say what to revoke by one of 'node_id', 'endpoint_id' and 'manifest' (a digest)")
+    if key == "node_id":
+        return NodeName(check_node_id(value)), reason
+    kind = Kind.ENDPOINT if key == "endpoint_id" else Kind.PACKAGE
+    return Revocation.asked_for(f"{kind}:{value.removeprefix('blake3:')}", {"reason": reason}, 0).doc_id, reason
 
 
 def _object(body: bytes) -> dict[str, Any]:

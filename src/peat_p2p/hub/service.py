@@ -18,12 +18,14 @@ from peat_p2p.client.model import Deleted, Event, Gap, SnapshotComplete, Upserte
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, ExhaustedError, NotFoundError, UnavailableError
 from peat_p2p.fleet.commands import Command
-from peat_p2p.fleet.ids import COMMANDS, FLEET_COLLECTIONS
+from peat_p2p.fleet.ids import COMMANDS, FLEET_COLLECTIONS, REVOCATIONS
 from peat_p2p.fleet.view import FleetView
 from peat_p2p.hub import answers
 from peat_p2p.hub.history import History
 from peat_p2p.hub.observer import Entry, Observer
-from peat_p2p.hub.orders import read_order
+from peat_p2p.hub.orders import NodeName, read_order, read_revocation
+from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.revocation import Kind, Revocation, RevocationSet, seal_revocation
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +48,26 @@ class Sidecar(Protocol):
         """Write a command; the sidecar signs it."""
         ...
 
+    async def put_document(self, collection: str, doc_id: str, document: Mapping[str, object]) -> None:
+        """Merge a JSON object into a document."""
+        ...
+
+    async def delete_document(self, collection: str, doc_id: str) -> None:
+        """Delete a document."""
+        ...
+
 
 class HubService:
     """What the HTTP API asks. `follow` and `write_history` run beside it for as long as the hub does."""
 
-    def __init__(self, client: Sidecar, history: History, clock: Clock) -> None:
+    def __init__(self, client: Sidecar, history: History, clock: Clock, credentials: NodeCredentials) -> None:
         self._client = client
+        self._credentials = credentials
         self._history = history
         self._clock = clock
         self._view = FleetView()
         self._coming: FleetView | None = FleetView()  # while a snapshot is told: what will be the view
+        self._revocations: dict[str, Mapping[str, object]] = {}
         self._observer = Observer(history.known())
         self._unwritten: list[Entry] = []
         self._complete = asyncio.Event()
@@ -72,7 +84,7 @@ class HubService:
 
     async def follow(self) -> None:
         """Keep the view as the sidecar's documents are, for ever."""
-        async with contextlib.aclosing(self._client.subscribe(FLEET_COLLECTIONS)) as events:
+        async with contextlib.aclosing(self._client.subscribe((*FLEET_COLLECTIONS, REVOCATIONS))) as events:
             async for event in events:
                 self.take(event)
 
@@ -117,6 +129,35 @@ class HubService:
         log.info("ordered %s of %s (%s)", command.command_type, command.target_id, command.id)
         return answers.command(self._view.command(command.id), command, now)
 
+    async def withdraw(self, command_id: str) -> None:
+        """Delete a command: agents that have not ended it stop. Raises NotFoundError."""
+        if self._view.command(command_id) is None:
+            raise NotFoundError(f"there is no command {command_id}")
+        await self._client.delete_document(COMMANDS, command_id)
+        log.info("withdrew command %s", command_id)
+
+    async def revoke(self, body: bytes) -> dict[str, Any]:
+        """Take trust away from a node or a package, signed as this hub. Raises PeatError."""
+        subject, reason = read_revocation(body)
+        now = self._clock.wall()
+        if isinstance(subject, NodeName):
+            agent = self._view.agent(subject.node_id, now)
+            if agent is None or not agent.heartbeat.endpoint_id:
+                raise NotFoundError(f"no endpoint id is known of {subject.node_id}: give 'endpoint_id'")
+            subject = f"{Kind.ENDPOINT}:{agent.heartbeat.endpoint_id}"
+        revocation = Revocation.asked_for(subject, {"reason": reason}, now)
+        if revocation.subject == self._credentials.identity.endpoint_id:
+            raise ConflictError("a hub does not revoke itself: let another hub or an operator do it")
+        await self._client.put_document(REVOCATIONS, subject, seal_revocation(self._credentials, revocation))
+        log.warning("revoked %s: %s", subject, reason or "no reason given")
+        return {**revocation.to_fields(), "by": self._credentials.identity.node_id}
+
+    def revocations(self) -> dict[str, Any]:
+        """What is revoked, by whom."""
+        proved = RevocationSet.read(self._revocations, self._credentials.anchor)
+        listed = [{**it.revocation.to_fields(), "by": it.signer.node_id} for it in proved]
+        return self._stamped({"revocations": sorted(listed, key=lambda it: str(it["created_at"]))})
+
     def fleet(self) -> dict[str, Any]:
         """The agents and how they are."""
         return self._stamped(answers.fleet(self._view, self._clock.wall()))
@@ -157,6 +198,11 @@ class HubService:
         return {"at": int(self._clock.wall()), "current": self.complete, **answer}
 
     def _saw(self, collection: str, doc_id: str, document: Mapping[str, object] | None, now: float) -> None:
+        if collection == REVOCATIONS:
+            # Told anew after a gap; one that went missing meanwhile stays until the hub restarts: the safe side.
+            self._revocations.pop(doc_id, None)
+            if document is not None:
+                self._revocations[doc_id] = document
         view = self._view if self._coming is None else self._coming
         view.apply(collection, doc_id, document, now)
         self._note(self._observer.saw(collection, doc_id, document, now))
