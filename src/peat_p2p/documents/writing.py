@@ -77,7 +77,7 @@ class Desk:
             changed = {EXISTS: EXISTS_TEXT}
         self._check_size(collection, doc_id, {**texts, **fields})
         key = self.key(collection, doc_id)
-        if live_field in changed and self._heartbeat(key, view, live_field, changed, now):
+        if live_field and live_field in changed and self._heartbeat(key, view, live_field, changed, now):
             return True
         self.write(key, view, changed, now)
         return True
