@@ -10,9 +10,10 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -21,13 +22,14 @@ from peat_p2p.cli.demo.compare import differences
 from peat_p2p.cli.demo.fleet import ALPHA, BRAVO, DEPOT, EDGE, EVERYONE, HUB, LATE, Fleet, Member
 from peat_p2p.cli.demo.processes import processes
 from peat_p2p.cli.demo.report import AgentResult, KillResult, Report
-from peat_p2p.cli.demo.sample import copy_installed_packages
+from peat_p2p.cli.demo.sample import copy_installed_packages, packed_size
 from peat_p2p.client import AgentClient, SidecarClient
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.fleet.commands import Command, CommandStatus
 from peat_p2p.wire.gen.peat.agent.v1.agent_pb import Package, Transfer
 
 T = TypeVar("T")
+C = TypeVar("C", AgentClient, SidecarClient)
 
 NAME, VERSION = "field-tools", "1.0"
 
@@ -50,13 +52,15 @@ class Story:
         self._last: dict[str, Transfer] = {}
         self._kill: KillResult | None = None
         self._began = time.monotonic()
+        self._agents = _Clients(AgentClient)
+        self._sidecars = _Clients(SidecarClient)
 
     async def run(self) -> Report:
         """Play it. Raises a PeatError when a step does not come to pass in time."""
         source = await asyncio.to_thread(self._choose_source)
-        total = sum(f.lstat().st_size for f in ([source] if source.is_file() else source.rglob("*")) if f.is_file())
-        async with processes(self._root) as started:
-            fleet = Fleet(self._root, started, limit=int(max(total / TRANSFER_SECONDS, 64 * 1024)))
+        size = await asyncio.to_thread(packed_size, source)
+        async with self._agents, self._sidecars, processes(self._root) as started:
+            fleet = Fleet(self._root, started, limit=int(max(size / TRANSFER_SECONDS, 64 * 1024)))
             await self._form(fleet)
             await self._publish_and_order(fleet, source)
             await self._deliver(fleet, ALPHA, "alpha's agents see the command in their own sidecars and fetch")
@@ -89,8 +93,8 @@ class Story:
         self._say(f"started {len(fleet.sidecars)} sidecars and {len(fleet.agents)} agents, each a process of its own")
 
         async def all_live(member: Member) -> bool | None:
-            async with SidecarClient(fleet.sidecars[member.name].endpoints.api) as sidecar:
-                platforms = await sidecar.read_collection("platforms")
+            sidecar = await self._sidecars.get(fleet.sidecars[member.name].endpoints.api)
+            platforms = await sidecar.read_collection("platforms")
             recent = time.time() - 15
             return all(platforms.get(name, {}).get("last_seen", 0) >= recent for name in names) or None
 
@@ -152,9 +156,16 @@ class Story:
         for member in BRAVO:
             async with SidecarClient(fleet.sidecars[member.name].endpoints.api) as sidecar:
                 await sidecar.start_sync()
+        async with asyncio.TaskGroup() as group:
+            # Not waited for before looking: the other two begin at once.
+            group.create_task(self._join_late(fleet))
+            await self._deliver(
+                fleet, (*BRAVO, LATE), "bravo's agents learn of it from the mesh alone", victim=BRAVO[1]
+            )
+
+    async def _join_late(self, fleet: Fleet) -> None:
         await fleet.start_sidecar(LATE)
         await fleet.start_agent(LATE)
-        await self._deliver(fleet, (*BRAVO, LATE), "bravo's agents learn of it from the mesh alone", victim=BRAVO[1])
 
     async def _deliver(self, fleet: Fleet, members: Sequence[Member], what: str, victim: Member | None = None) -> None:
         """Follow the transfers of `members` until each wrote its receipt; kill and restart `victim` half way."""
@@ -164,18 +175,19 @@ class Story:
             self._say(what)
         deadline = time.monotonic() + STEP_SECONDS
         with self._progress() as progress:
-            tasks = {m.name: progress.add_task(m.name, total=self._package.total_bytes) for m in members}
+            tasks = {m.name: progress.add_task(m.name, total=None) for m in members}
             waiting = list(members)
             while waiting:
                 if time.monotonic() > deadline:
                     raise UnavailableError(self._late(waiting))
                 for member in list(waiting):
+                    if member.name not in fleet.agents:
+                        continue
                     transfer = await self._observe(fleet, member, progress, tasks[member.name])
                     if member is victim and self._kill is None and transfer is not None:
                         await self._kill_half_way(fleet, member, transfer, progress)
                     if await self._receipt(fleet, member) == CommandStatus.COMPLETED:
                         await self._observe(fleet, member, progress, tasks[member.name])
-                        progress.update(tasks[member.name], completed=self._package.total_bytes)
                         waiting.remove(member)
                 await asyncio.sleep(POLL_SECONDS)
         if victim is not None and self._kill is not None:
@@ -253,16 +265,16 @@ class Story:
         return transfer
 
     async def _transfer(self, fleet: Fleet, member: Member, *, resumed: bool = False) -> Transfer | None:
-        async with AgentClient(fleet.agents[member.name].endpoints.http) as agent:
-            for transfer in await agent.transfers():
-                if transfer.name == NAME and transfer.version == VERSION:
-                    settled = transfer.state in ("fetching", "verifying", "complete")
-                    return transfer if settled or not resumed else None
+        agent = await self._agents.get(fleet.agents[member.name].endpoints.http)
+        for transfer in await agent.transfers():
+            if transfer.name == NAME and transfer.version == VERSION:
+                settled = transfer.state in ("fetching", "verifying", "complete")
+                return transfer if settled or not resumed else None
         return None
 
     async def _receipt(self, fleet: Fleet, member: Member) -> int:
-        async with SidecarClient(fleet.sidecars[member.name].endpoints.api) as sidecar:
-            receipt = await sidecar.get_document("receipts", f"{self._command}:{member.name}")
+        sidecar = await self._sidecars.get(fleet.sidecars[member.name].endpoints.api)
+        receipt = await sidecar.get_document("receipts", f"{self._command}:{member.name}")
         status = int((receipt or {}).get("status", 0))
         if status == CommandStatus.FAILED:
             raise UnavailableError(f"{member.name} reports failure: {(receipt or {}).get('message')}")
@@ -301,6 +313,27 @@ class Story:
             TransferSpeedColumn(),
             console=self._console,
         )
+
+
+class _Clients(Generic[C]):
+    """Clients by URL, opened on first use and kept: a look every tenth of a second should not dial each time."""
+
+    def __init__(self, make: Callable[[str], C]) -> None:
+        self._make: Callable[[str], C] = make
+        self._stack = AsyncExitStack()
+        self._open: dict[str, C] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._stack.aclose()
+
+    async def get(self, url: str) -> C:
+        """The client of `url`."""
+        if url not in self._open:
+            self._open[url] = await self._stack.enter_async_context(self._make(url))
+        return self._open[url]
 
 
 async def _all(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
