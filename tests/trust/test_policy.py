@@ -6,7 +6,7 @@ from peat_p2p.core.errors import DeniedError, UntrustedError
 from peat_p2p.trust.access import may_call, require_caller
 from peat_p2p.trust.errors import RevokedError
 from peat_p2p.trust.identity import Identity, Role
-from peat_p2p.trust.policy import Standing, delete_standing, owner_of, refusal, standing
+from peat_p2p.trust.policy import Claims, Standing, delete_standing, owner_of, refusal, standing
 from peat_p2p.trust.revocation import Proved, Revocation, RevocationSet
 
 NONE, MEMBER, RIGHTFUL = Standing.NONE, Standing.MEMBER, Standing.RIGHTFUL
@@ -49,6 +49,15 @@ def test_what_nobody_claims_any_member_may_report() -> None:
     assert standing(OTHER, "platforms", "drone-7", "latitude", claimed=False) is MEMBER
     assert refusal(OTHER, "platforms", "drone-7", ["latitude"], True, claimed=False) == ""
     assert standing(EDGE, "platforms", "edge-1", "x", claimed=False) is RIGHTFUL
+
+
+def test_what_is_claimed_is_known_from_certificates() -> None:
+    claims = Claims()
+    assert not claims.claimed("platforms", "edge-1")
+    assert claims.learn(EDGE) and not claims.learn(EDGE) and claims.learn(OTHER)
+    assert all(claims.claimed(*place(document)) for document in OWNED)
+    assert claims.claimed("receipts", "c:edge-2") and not claims.claimed("platforms", "drone-7")
+    assert not claims.claimed("commands", "edge-1"), "a command belongs to no agent"
 
 
 def test_receipts_are_the_agents_word_alone() -> None:

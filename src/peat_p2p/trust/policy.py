@@ -34,6 +34,23 @@ class Standing(IntEnum):
     RIGHTFUL = 2
 
 
+class Claims:
+    """Which agents the formation has nodes for, as far as certificates were seen. It only grows."""
+
+    def __init__(self) -> None:
+        self._agents: set[str] = set()
+
+    def learn(self, identity: Identity) -> bool:
+        """Take note of a certificate; whether it claims anything that was not claimed before."""
+        new = {identity.node_id, *identity.agents} - self._agents
+        self._agents |= new
+        return bool(new)
+
+    def claimed(self, collection: str, doc_id: str) -> bool:
+        """Whether some node speaks for the document's owner."""
+        return owner_of(collection, doc_id) in self._agents
+
+
 def owner_of(collection: str, doc_id: str) -> str | None:
     """The agent whose document this is, or None if it is of a kind that belongs to no agent."""
     if collection == "platforms":
