@@ -1,15 +1,15 @@
 import json
+import time
 
 import pytest
 
 from peat_p2p.client import Command, CommandStatus, SidecarClient
-from peat_p2p.fleet.commands import may_act, open_command
+from peat_p2p.fleet.commands import may_act, open_command, seal_command
 from peat_p2p.sidecar.commands import signed_content
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.errors import BadSignatureError
 from peat_p2p.trust.identity import Role
 
-AT = 2_000_000_000
 ORDER = Command(
     id="k", target_id="a", command_type="pull", status=CommandStatus.PENDING, payload_json='{"package":"p"}'
 )
@@ -31,8 +31,6 @@ async def document(client, command_id="k"):
 
 
 def opened(document, anchor, at=None):
-    import time
-
     return open_command("k", document, anchor, at or time.time())
 
 
@@ -70,8 +68,6 @@ async def test_a_change_of_the_content_is_signed_anew(client, anchor):
 
 
 async def test_an_envelope_of_the_callers_own_is_kept(client, anchor, formation, tmp_path):
-    from peat_p2p.fleet.commands import seal_command
-
     formation.issue("boss", (Role.OPERATOR,), tmp_path / "boss", replace=True)
     envelope = seal_command(NodeCredentials.load(tmp_path / "boss"), ORDER)
     await client.put_document("commands", "k", {**ORDER.to_fields(), "envelope": envelope})
@@ -90,7 +86,7 @@ async def test_an_envelope_of_another_command_does_not_pass(client, anchor):
     await client.put_command(ORDER)
     stored = await document(client)
     with pytest.raises(BadSignatureError):
-        open_command("other", stored, anchor, 0 or __import__("time").time())
+        open_command("other", stored, anchor, time.time())
 
 
 @pytest.mark.parametrize(

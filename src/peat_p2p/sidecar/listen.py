@@ -111,7 +111,8 @@ def _unix(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
     finally:
         sock.close()
-        passing.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            passing.unlink()
 
 
 def _refuse_if_alive(path: Path) -> None:

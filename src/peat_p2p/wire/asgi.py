@@ -17,6 +17,8 @@ from connectrpc.server import ConnectASGIApplication
 
 # How long open calls may go on once the server stops.
 SHUTDOWN_SECONDS = 1.0
+# How long the rest of a body that was refused is still read, so that its sender gets to see the answer.
+LINGERING_SECONDS = 2.0
 
 
 class _Context(ASGIContext):
@@ -60,5 +62,6 @@ def make_runner(app: web.Application) -> web.AppRunner:
         auto_decompress=False,
         handler_cancellation=True,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        lingering_time=LINGERING_SECONDS,
         access_log=None,
     )
