@@ -216,35 +216,40 @@ async def test_without_sidecar_known_packages_are_pulled_and_told_later(
 async def test_an_agent_starts_and_seeds_with_no_sidecar_at_all(
     fleet: Any, package: Callable[..., Path], until: Any
 ) -> None:
-    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
-        published = await one.publish(package(1, 3_000_000), "app", "1.0", "any", quiet)
-        await until(lambda: any(two.view.holders(published.manifest_digest)))
-    fleet.sidecar.stop()
     async with fleet.agent("a1") as one:
-        await until(lambda: published.manifest_digest in one.engine._seeds)
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        assert await one.announced(published.manifest_digest)
+    other = type(fleet.sidecar)()
+    other.documents.update({key: fields for key, fields in fleet.sidecar.documents.items() if key[0] != "platforms"})
+    fleet.sidecar.stop()
+    async with fleet.agent("a1") as one, fleet.agent("a2", sidecar=other) as two:
         assert [s.manifest.reference for s in one.held()] == ["app:1.0"]
         with pytest.raises(NotFoundError):
             one.resolve("other", "", "")
         assert one.resolve("app", "", "").digest == published.manifest_digest
+        await other.put_document("platforms", "a1", one.heartbeat())
+        await until(lambda: two.view.synced)
+        async with asyncio.timeout(20):
+            await two.pull(two.resolve("app", "", ""), "test").wait()
 
 
 async def test_a_pull_goes_on_after_a_restart_with_what_it_had(
     fleet: Any, package: Callable[..., Path], until: Any
 ) -> None:
-    source = package(1, 3_000_000)
-    async with fleet.agent("a1", upload_limit=3_000_000) as one:
+    source = package(1, 1_500_000)
+    async with fleet.agent("a1", upload_limit=2_500_000) as one:
         published = await one.publish(source, "app", "1.0", "any", quiet)
         async with fleet.agent("a2") as two:
             await fleet.order(fleet.command("c1", "a2", package="app"))
-            await until(lambda: (s := two.status_of(published.manifest_digest)) is not None and s.verified > 2_000_000)
+            await until(lambda: (s := two.status_of(published.manifest_digest)) is not None and s.verified > 1_500_000)
             had = two.status_of(published.manifest_digest).verified
         async with fleet.agent("a2") as two:
             await until(lambda: two.status_of(published.manifest_digest) is not None, 5)
             await until(lambda: fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.COMPLETED, 30)
             transfer = two.engine.transfers()[0].status()
-            assert transfer.total == 12_000_000
-            assert transfer.received < 12_000_000 + 2_000_000
-            assert had > 2_000_000
+            assert transfer.total == 6_000_000
+            assert transfer.received < 6_000_000 + 1_500_000
+            assert had > 1_500_000
         assert not list((fleet.root / "data/a2/agent/transfers").glob("*.json"))
 
 
@@ -260,3 +265,18 @@ async def test_a_manifest_from_outside_is_not_acted_on(fleet: Any, package: Call
         with pytest.raises(UntrustedError, match="fake"):
             two.resolve("fake", "", "")
         assert two.resolve("app", "", "").digest == published.manifest_digest
+
+
+async def test_what_transfers_cost_is_told_after_a_restart(
+    fleet: Any, package: Callable[..., Path], until: Any
+) -> None:
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        await until(lambda: any(two.view.holders(published.manifest_digest)))
+        await two.pull(two.resolve("app", "", ""), "test").wait()
+        [before] = two.transfers.history.all()
+        assert before.status.received >= published.manifest.total_bytes
+        await two.pull(two.resolve("app", "", ""), "again").wait()  # costs nothing, and hides nothing
+        assert two.transfers.history.all() == [before]
+    async with fleet.agent("a2") as two:
+        assert two.transfers.history.all() == [before]

@@ -106,7 +106,9 @@ async def test_publish_and_pull_by_the_control_service(fleet: Any, package: Call
             [package_message] = await client.packages()
             assert package_message.holders == ["a1", "a2"]
             assert package_message.held_bytes == 1_200_000
-            assert await client.transfers() == []
+            [ended] = await client.transfers()
+            assert (ended.state, ended.name, ended.received_bytes >= 1_200_000) == ("complete", "app", True)
+            assert [source.agent_id for source in ended.sources] == ["a1"]
             with pytest.raises(ConflictError, match="exists already"):
                 [m async for m in client.pull("app", "", "", str(target))]
     assert (target / "file0.bin").read_bytes() == (source / "file0.bin").read_bytes()

@@ -15,13 +15,14 @@ from typing import Any
 
 from connectrpc.request import RequestContext
 
+from peat_p2p.agent.history import EndedTransfer
 from peat_p2p.agent.service import Agent, require_absent
 from peat_p2p.agent.transfers import Ticket
 from peat_p2p.agent.view import KnownManifest
 from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError
-from peat_p2p.swarm.transfer import TransferState, TransferStatus
+from peat_p2p.swarm.status import TransferState, TransferStatus
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgent
 
@@ -144,9 +145,17 @@ class ControlService(PeatAgent):
         return f"the sidecar is out of reach: {reason}" if reason else "the sidecar has not told all it knows yet"
 
     async def list_transfers(self, _request: pb.ListTransfersRequest, _ctx: Context) -> pb.ListTransfersResponse:
-        """The transfers under way."""
+        """The transfers under way, then those that ended, with what they cost."""
         tickets = self._agent.transfers.active()
-        return pb.ListTransfersResponse(transfers=[transfer_message(t, t.transfer.status()) for t in tickets])
+        messages = [transfer_message(ticket, ticket.transfer.status()) for ticket in tickets]
+        under_way = {ticket.digest for ticket in tickets}
+        deployed = {deployment.manifest: deployment.path for deployment in self._agent.in_force()}
+        for ended in self._agent.transfers.history.all():
+            if ended.digest not in under_way:
+                message = transfer_message(ended, ended.status)
+                message.path = deployed.get(ended.digest, "")
+                messages.append(message)
+        return pb.ListTransfersResponse(transfers=messages)
 
     async def list_packages(self, _request: pb.ListPackagesRequest, _ctx: Context) -> pb.ListPackagesResponse:
         """Every package known here, by announcement or because it is held."""
@@ -186,7 +195,7 @@ class ControlService(PeatAgent):
         )
 
 
-def transfer_message(what: KnownManifest | Ticket, status: TransferStatus) -> pb.Transfer:
+def transfer_message(what: KnownManifest | Ticket | EndedTransfer, status: TransferStatus) -> pb.Transfer:
     """A transfer's status as a message."""
     manifest = what.manifest
     return pb.Transfer(

@@ -13,7 +13,7 @@ import psutil
 
 from peat_p2p.agent.view import FleetView
 from peat_p2p.core.address import HostPort, check_endpoint_id
-from peat_p2p.core.errors import ConfigError
+from peat_p2p.core.errors import ConfigError, PeatError
 from peat_p2p.fleet.heartbeat import Heartbeat
 from peat_p2p.fleet.holdings import Holding, PullStatus
 from peat_p2p.fleet.ids import PLATFORMS
@@ -30,21 +30,34 @@ class FleetPeers:
         self._networks = tuple(networks)
 
     def candidates(self, manifest_digest: str) -> list[PeerCandidate]:
-        """Agents that say they hold chunks of the package and where they are."""
-        found: list[PeerCandidate] = []
+        """Agents that say they hold chunks of the package and where they are.
+
+        After those that hold this very version come those that hold another of the same name: versions share chunks.
+        """
+        found: dict[str, PeerCandidate] = {}
         for holding in self._view.holders(manifest_digest):
-            if holding.pull_status not in (PullStatus.PULLING, PullStatus.COMPLETE):
-                continue
-            candidate = self._candidate(holding)
-            if candidate is not None:
-                found.append(candidate)
-        return found
+            self._add(found, holding, kin=False)
+        try:
+            manifest = self._view.manifest(manifest_digest).manifest
+        except PeatError:
+            return list(found.values())
+        for holding in self._view.holders_of_name(manifest.name):
+            if holding.arch == manifest.arch and holding.agent_id not in found:
+                self._add(found, holding, kin=True)
+        return list(found.values())
+
+    def _add(self, found: dict[str, PeerCandidate], holding: Holding, *, kin: bool) -> None:
+        if holding.pull_status not in (PullStatus.PULLING, PullStatus.COMPLETE):
+            return
+        candidate = self._candidate(holding, kin=kin)
+        if candidate is not None:
+            found[holding.agent_id] = candidate
 
     async def wait_change(self) -> None:
         """Return when any document changed."""
         await self._view.changes.next().wait()
 
-    def _candidate(self, holding: Holding) -> PeerCandidate | None:
+    def _candidate(self, holding: Holding, *, kin: bool) -> PeerCandidate | None:
         document = self._view.get(PLATFORMS, holding.agent_id)
         if document is None:
             return None
@@ -62,7 +75,8 @@ class FleetPeers:
             swarm=swarm,
             metadata=choose_address(_parse(beat.metadata), self._networks),
             site=beat.site,
-            complete=holding.complete,
+            complete=holding.complete and not kin,
+            kin=kin,
             last_seen=float(beat.last_seen),
         )
 

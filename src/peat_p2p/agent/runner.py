@@ -25,7 +25,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError
 from peat_p2p.fleet.commands import Command, CommandStatus, open_command, require_may_act
 from peat_p2p.fleet.ids import COMMANDS, RECEIPTS, receipt_id, split_receipt_id
-from peat_p2p.swarm.transfer import TransferState
+from peat_p2p.swarm.status import TransferState
 from peat_p2p.trust.anchor import TrustAnchor
 
 log = logging.getLogger(__name__)

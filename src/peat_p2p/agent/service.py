@@ -35,10 +35,18 @@ from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError, PeatError, UntrustedError
 from peat_p2p.fleet.holdings import PullStatus
-from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS
+from peat_p2p.fleet.ids import (
+    COMMANDS,
+    DEPLOYMENTS,
+    MANIFESTS,
+    PACKAGES,
+    PLATFORMS,
+    manifest_digest,
+    manifest_id,
+)
 from peat_p2p.swarm.engine import SwarmEngine
+from peat_p2p.swarm.status import TransferStatus
 from peat_p2p.swarm.torrent import torrent_builder
-from peat_p2p.swarm.transfer import TransferStatus
 from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
@@ -74,6 +82,7 @@ class Agent:
             engine,
             FleetPeers(self.view, own_networks()),
             config.state_root / "transfers",
+            clock=clock,
             on_change=self._facts_changed,
             on_complete=self._arrived,
         )
@@ -92,6 +101,7 @@ class Agent:
         self._holdings: dict[Key, Fields] = {}  # their documents, made once
         self._in_force: list[Deployment] = []
         self._deploying = asyncio.Lock()
+        self._unannounced = asyncio.Event()
         self._told: dict[Key, Fields] = {}
 
     # Life
@@ -106,6 +116,7 @@ class Agent:
         async with asyncio.TaskGroup() as group, self.transfers.run(), self.runner.run():
             loops = [
                 group.create_task(self._seed_all(), name="seeding"),
+                group.create_task(self._announce_on(), name="announcing"),
                 group.create_task(self.link.follow(), name="follow the sidecar"),
                 group.create_task(self.link.push(), name="push to the sidecar"),
                 group.create_task(self._beat_on(), name="heartbeat"),
@@ -117,18 +128,26 @@ class Agent:
                     task.cancel()
 
     async def _seed_all(self) -> None:
-        """Offer everything in the store again, and announce it."""
-        for digest in list(self._held):
-            package = await asyncio.to_thread(self.store.package, digest)
-            if package is None:
-                continue
+        """Offer everything in the store again."""
+        for summary in list(self._held.values()):
             try:
-                await self.engine.seed(package)
+                await self.engine.seed(summary)
             except PeatError as error:
-                log.error("%s cannot be seeded: %s", package.manifest.reference, error)
-                continue
-            self._announce(package)
+                log.error("%s cannot be seeded: %s", summary.manifest.reference, error)
         self._facts_changed()
+
+    async def _announce_on(self) -> None:
+        """Announce, as long as the agent lives, manifests of what is held that the mesh does not have."""
+        while True:
+            await self._unannounced.wait()
+            self._unannounced.clear()
+            if not self.view.synced:
+                continue  # the snapshot's end wakes this again
+            for digest in list(self._held):
+                if self.view.get(MANIFESTS, manifest_id(digest)) is None:
+                    package = await asyncio.to_thread(self.store.package, digest)
+                    if package is not None:
+                        self._announce(package)
 
     async def _beat_on(self) -> None:
         while True:
@@ -209,14 +228,17 @@ class Agent:
 
     # What the sidecar tells
 
-    def _document_changed(self, collection: str, doc_id: str, _fields: Mapping[str, Any] | None) -> None:
+    def _document_changed(self, collection: str, doc_id: str, fields: Mapping[str, Any] | None) -> None:
         if collection == COMMANDS:
             self.runner.changed(doc_id)
+        elif collection == MANIFESTS and fields is None and manifest_digest(doc_id) in self._held:
+            self._unannounced.set()
 
     def _connected(self, connected: bool) -> None:
         if connected:
             log.info("the sidecar is in reach; %d commands are known", len(self.view.all(COMMANDS)))
             self.runner.connected()
+            self._unannounced.set()
             self._facts_changed()
 
     def _announce(self, package: StoredPackage) -> None:
@@ -359,7 +381,7 @@ class Agent:
 
     async def announced(self, digest: str) -> bool:
         """Wait a little for the sidecar to hold the manifest. False: it is away, and will be told when it is back."""
-        key = Key(MANIFESTS, digest.removeprefix("blake3:"))
+        key = Key(MANIFESTS, manifest_id(digest))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANNOUNCE_SECONDS):
                 while not self.book.settled(key):

@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peat_p2p.agent.history import EndedTransfer, TransferHistory
 from peat_p2p.agent.view import Changes
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
+from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
 from peat_p2p.swarm.engine import SwarmEngine
 from peat_p2p.swarm.peers import PeerSource
-from peat_p2p.swarm.transfer import Transfer, TransferCancelledError, TransferState, TransferStatus
+from peat_p2p.swarm.status import TransferCancelledError, TransferState, TransferStatus
+from peat_p2p.swarm.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,7 @@ class Transfers:
         peers: PeerSource,
         folder: Path,
         *,
+        clock: Clock,
         on_change: Callable[[], None],
         on_complete: Callable[[StoredPackage], None],
     ) -> None:
@@ -94,6 +98,8 @@ class Transfers:
         self._folder = folder
         self._on_change = on_change
         self._on_complete = on_complete
+        self._clock = clock
+        self.history = TransferHistory(folder / "ended")
         self._tickets: dict[str, Ticket] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -103,6 +109,7 @@ class Transfers:
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
+                await asyncio.to_thread(self.history.load)
                 for envelope, wishes in await asyncio.to_thread(self._remembered):
                     self._resume(envelope, wishes)
                 yield
@@ -173,6 +180,10 @@ class Transfers:
             self._on_complete(ticket.package)
         if self._group is not None:
             self._forget(ticket.digest, ticket)
+            now = int(self._clock.wall())
+            self.history.add(
+                EndedTransfer(manifest=ticket.manifest, digest=ticket.digest, status=ticket.status, ended_at=now)
+            )
             log.info("%s: %s", what, f"failed: {ticket.error}" if ticket.error is not None else "complete")
         ticket.changes.notify()
         self._on_change()

@@ -9,7 +9,7 @@ as absent, and a manifest counts only after its signature was checked. Must not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class FleetView:
         self._documents: dict[str, dict[str, Fields]] = {name: {} for name in COLLECTIONS}
         self._fresh: dict[str, set[str]] | None = None
         self._holders: dict[str, set[str]] = {}  # manifest digest -> ids of the packages documents that name it
+        self._held_as: dict[str, set[str]] = {}  # package name -> ids of the packages documents about it
         self._by_name: dict[str, set[str]] = {}  # package name -> ids of the manifests documents that claim it
         self._opened: dict[str, KnownManifest | PeatError] = {}
 
@@ -102,6 +103,7 @@ class FleetView:
                 self._fresh[collection].add(doc_id)
         if collection == PACKAGES:
             _reindex(self._holders, doc_id, _text(before, "manifest"), _text(fields, "manifest"))
+            _reindex(self._held_as, doc_id, _text(before, "package"), _text(fields, "package"))
         elif collection == MANIFESTS:
             _reindex(self._by_name, doc_id, _text(before, "name"), _text(fields, "name"))
             self._opened.pop(doc_id, None)
@@ -117,11 +119,15 @@ class FleetView:
 
     def holders(self, manifest_digest: str) -> list[Holding]:
         """The holdings of one package version, this agent's own left out."""
+        return self._holdings(self._holders.get(manifest_digest, ()))
+
+    def holders_of_name(self, package: str) -> list[Holding]:
+        """The holdings of any version of a package, this agent's own left out."""
+        return self._holdings(self._held_as.get(package, ()))
+
+    def _holdings(self, doc_ids: Iterable[str]) -> list[Holding]:
         documents = self._documents[PACKAGES]
-        found = (
-            Holding.from_document(doc_id, documents[doc_id])
-            for doc_id in sorted(self._holders.get(manifest_digest, ()))
-        )
+        found = (Holding.from_document(doc_id, documents[doc_id]) for doc_id in sorted(doc_ids))
         return [holding for holding in found if holding.agent_id != self.agent_id]
 
     def manifest(self, digest: str) -> KnownManifest:
