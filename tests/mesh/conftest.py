@@ -71,13 +71,14 @@ class Fleet:
         formation: Formation | None = None,
         mdns: bool = False,
         listen: HostPort = HostPort("127.0.0.1", 0),  # noqa: B008
+        site: str = "here",
         **settings: object,
     ) -> AsyncIterator[RunningNode]:
         credentials = self.credentials(name, formation)
         path = self.root / f"{credentials.identity.formation}-{name}.sqlite"
         async with AsyncExitStack() as stack:
             replica = await stack.enter_async_context(Replica.open(path, credentials, SystemClock()))
-            config = MeshConfig(listen, peers, mdns=mdns, site="here", **settings)  # type: ignore[arg-type]
+            config = MeshConfig(listen, peers, mdns=mdns, site=site, **settings)  # type: ignore[arg-type]
             mesh = await stack.enter_async_context(Mesh.open(replica, credentials, config, SystemClock()))
             yield RunningNode(replica, mesh, credentials)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from peat_p2p.core.errors import ConfigError, InvalidInputError, UnavailableErro
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.mesh.types import MeshConfig
 from peat_p2p.trust.formation import Formation
+from peat_p2p.trust.revocation import Revocation, seal_revocation
 
 
 def connected(node: Any, count: int = 1) -> bool:
@@ -37,15 +41,15 @@ async def test_two_nodes_replicate_both_ways_and_deletes_cross(fleet: Any, until
 
 async def test_a_chain_of_four_relays(fleet: Any, until: Any) -> None:
     async with (
-        fleet.node("a") as a,
-        fleet.node("b", a.peer) as b,
-        fleet.node("c", b.peer) as c,
-        fleet.node("d", c.peer) as d,
+        fleet.node("a", topology=False) as a,
+        fleet.node("b", a.peer, topology=False) as b,
+        fleet.node("c", b.peer, topology=False) as c,
+        fleet.node("d", c.peer, topology=False) as d,
     ):
         await a.put("commands", "from-a", '{"n": 1}')
         await d.put("deployments", "from-d", '{"x": "y"}')
         await until(lambda: d.text("commands", "from-a") and a.text("deployments", "from-d"))
-        assert not [peer for peer in a.mesh.peers() if peer.node_id == "d"]
+        assert [peer.node_id for peer in a.mesh.peers()] == ["b"]
 
 
 async def test_a_restarted_node_catches_up_and_keeps_what_it_had(fleet: Any, until: Any) -> None:
@@ -207,3 +211,40 @@ async def test_listening_on_every_address_advertises_none_of_loopback(fleet: Any
     async with fleet.node("a", listen=HostPort("0.0.0.0", 0)) as a:
         assert a.mesh.endpoint_addr.startswith(a.endpoint_id + "@")
         assert "0.0.0.0" not in a.mesh.endpoint_addr
+
+
+async def test_nodes_that_only_knew_a_dead_hub_find_each_other(fleet: Any, until: Any) -> None:
+    async with AsyncExitStack() as edges:
+        async with fleet.node("hub", site="base") as hub:
+            one = await edges.enter_async_context(fleet.node("one", hub.peer, site="x"))
+            two = await edges.enter_async_context(fleet.node("two", hub.peer, site="y"))
+            await until(lambda: two.replica.get("sidecars", one.endpoint_id))
+            await until(lambda: one.replica.get("sidecars", two.endpoint_id))
+        await until(lambda: any(p.node_id == "two" and p.connected for p in one.mesh.peers()))
+        await one.put("commands", "x", '{"n": 1}')
+        await until(lambda: two.text("commands", "x"))
+        assert "topology" in {name for node in (one, two) for p in node.mesh.peers() for name in p.learned}
+
+
+async def test_a_revoked_node_loses_its_links_and_gets_none(fleet: Any, until: Any) -> None:
+    async with fleet.node("a") as a, fleet.node("b", a.peer) as b, fleet.node("c", a.peer) as c:
+        await until(lambda: connected(b) and connected(c) and connected(a, 2))
+        revocation = Revocation.of_endpoint(b.endpoint_id, reason="stolen", created_at=int(time.time()))
+        await c.put("revocations", revocation.doc_id, json.dumps(seal_revocation(c.credentials, revocation)))
+        await until(lambda: b.mesh.stats.connected_peers == 0)
+        await asyncio.sleep(1.5)
+        assert b.mesh.stats.connected_peers == 0
+        assert "revoked" in next(p.reason for p in b.mesh.peers() if p.endpoint_id == a.endpoint_id)
+        assert connected(a) and connected(c)
+
+
+async def test_an_optional_link_is_refused_by_a_node_with_enough(fleet: Any, until: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("peat_p2p.mesh.service.MAX_LINKS", 1)
+    async with (
+        fleet.node("a") as a,
+        fleet.node("b", a.peer) as b,
+        fleet.node("c", a.peer) as c,
+    ):
+        await until(lambda: connected(a, 2) and connected(b) and connected(c))
+        await asyncio.sleep(1.5)
+        assert b.mesh.stats.connected_peers == c.mesh.stats.connected_peers == 1, "a dialled peer is not refused"

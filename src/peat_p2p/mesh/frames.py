@@ -45,6 +45,7 @@ class Reason(IntEnum):
     REFUSED = 4
     PROTOCOL = 5
     DISCONNECTED = 6
+    BUSY = 7
 
 
 Heads = tuple[tuple[int, int], ...]
@@ -64,6 +65,7 @@ class Hello:
     max_frame: int = MAX_FRAME
     addresses: tuple[str, ...] = ()
     instance: bytes = b""
+    optional: bool = False
     version: int = VERSION
 
 
@@ -99,6 +101,13 @@ class Ack:
     heads: Heads = ()
     need_certificate: tuple[int, ...] = ()
     purged: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """Encoded keys of parts forgotten elsewhere, each with its floor."""
+
+    floors: tuple[tuple[bytes, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ class Listing:
     parts: tuple[tuple[int, Version], ...]
 
 
-Frame = Hello | Resume | Batch | Ack | Ping | Pong | Goodbye | Summary | Want | Listing
+Frame = Hello | Resume | Batch | Ack | Ping | Pong | Goodbye | Summary | Want | Listing | Purged
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -253,6 +262,9 @@ def _encode_body(frame: Frame) -> bytes:
                 floors=[floor for _, floor in frame.purged],
             )
             kind = Oneof(field="ack", value=ack)
+        case Purged():
+            keys = [key for key, _ in frame.floors]
+            kind = Oneof(field="purged", value=pb.Purged(keys=keys, floors=[floor for _, floor in frame.floors]))
         case Ping():
             kind = Oneof(field="ping", value=pb.Ping(nonce=frame.nonce, heads=_heads(frame.heads)))
         case Pong():
@@ -286,6 +298,7 @@ def _encode_body(frame: Frame) -> bytes:
                     max_frame=frame.max_frame,
                     addresses=list(frame.addresses),
                     instance=frame.instance,
+                    optional=frame.optional,
                 ),
             )
     return pb.Frame(kind=kind).to_binary()
@@ -316,6 +329,7 @@ def _read_hello(message: pb.Hello) -> Hello:
         max_frame=message.max_frame,
         addresses=tuple(message.addresses),
         instance=message.instance,
+        optional=message.optional,
         version=message.version,
     )
 
@@ -404,6 +418,11 @@ def _read_ack(message: pb.Ack) -> Ack:
     )
 
 
+def _read_purged(message: pb.Purged) -> Purged:
+    _check(len(message.keys) == len(message.floors) <= _MAX_ITEMS, "purged cut short or too long")
+    return Purged(tuple(zip(message.keys, message.floors, strict=True)))
+
+
 def _read_goodbye(message: pb.Goodbye) -> Goodbye:
     number = int(message.reason)
     reason = Reason(number) if number in Reason.__members__.values() else Reason.UNSPECIFIED
@@ -419,6 +438,7 @@ _DECODERS: dict[str, Callable[..., Frame]] = {
     "pong": lambda message: Pong(message.nonce, _read_heads(message.heads)),
     "goodbye": _read_goodbye,
     "summary": _read_summary,
+    "purged": _read_purged,
     "want": _read_want,
     "listing": _read_listing,
 }

@@ -26,6 +26,7 @@ from peat_p2p.mesh.frames import (
     Listing,
     Ping,
     Pong,
+    Purged,
     Reason,
     Resume,
     Summary,
@@ -79,10 +80,9 @@ class MoveCursor:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The peer has deleted and forgotten the part; nothing of it at or below `floor` may come back."""
+    """The peer has deleted and forgotten these parts; nothing of them at or below the floor may come back."""
 
-    key: Key
-    floor: int
+    floors: tuple[tuple[Key, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,12 @@ class LinkCore:
             self._fill(now)
         return self._take()
 
+    def purged(self, floors: Sequence[tuple[Key, int]]) -> list[Effect]:
+        """Parts were forgotten here on the word of another peer: pass it on."""
+        if self._resumed and self.ended is None:
+            self._send(Purged(tuple((self._store.encode_key(key), floor) for key, floor in floors)))
+        return self._take()
+
     def stop(self, reason: Reason, detail: str = "") -> list[Effect]:
         """End the link on purpose."""
         if self.ended is None:
@@ -249,6 +255,8 @@ class LinkCore:
                 self._take_summary(frame)
             case Listing():
                 self._take_listing(frame)
+            case Purged():
+                self._effects.append(Forget(tuple((self._store.decode_key(k), floor) for k, floor in frame.floors)))
             case Hello():
                 raise FrameError("a second hello")
 
@@ -352,8 +360,8 @@ class LinkCore:
             if certificate is not None:
                 lane.forced[certificate] = None
             self._resend(lane, key)
-        for ref, floor in ack.purged:
-            self._effects.append(Forget(self.outbox.key_of(ref), floor))
+        if ack.purged:
+            self._effects.append(Forget(tuple((self.outbox.key_of(ref), floor) for ref, floor in ack.purged)))
         self._move_heads(ack.heads)
 
     def _resend(self, lane: Lane, key: Key) -> None:

@@ -20,16 +20,20 @@ from peat_p2p.core.address import HostPort, check_endpoint_id
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConfigError, InvalidInputError, PeatError, UnavailableError
 from peat_p2p.documents.replica import Replica
-from peat_p2p.mesh.dial import Dialer, Source, Target
+from peat_p2p.documents.types import PartKey
+from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
 from peat_p2p.mesh.discovery import Found, announce, local_addresses
-from peat_p2p.mesh.frames import CLASSES, Hello, Reason
+from peat_p2p.mesh.frames import CLASSES, Goodbye, Hello, Reason, encode_frame
 from peat_p2p.mesh.link import LinkCore
+from peat_p2p.mesh.neighbours import Neighbours
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.store import ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.mesh.tls import RefusedError, TlsStream
+from peat_p2p.mesh.topology import MAX_LINKS, Member, Plan
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
 from peat_p2p.trust.credentials import NodeCredentials, peer_identity
+from peat_p2p.trust.errors import RevokedError
 from peat_p2p.trust.identity import Identity
 
 ALPN = ("peat-mesh/1",)
@@ -37,6 +41,10 @@ _LOG = logging.getLogger(__name__)
 _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
+_PLAN_EVERY = 15.0
+_PLAN_AT_MOST_EVERY = 0.5
+_PRUNE_AFTER = 60.0
+_OPTIONAL = frozenset({Source.TOPOLOGY, Source.MDNS})
 
 
 class Mesh:
@@ -57,7 +65,15 @@ class Mesh:
         self._group = group
         self._store = ReplicaStore(replica)
         self._trees = [VersionTree(self._store, klass) for klass in CLASSES]
-        self._dialer = Dialer(random.Random(os.urandom(16)))  # noqa: S311  (jitter)
+        self._random = random.Random(os.urandom(16))  # noqa: S311  (jitter)
+        self._dialer = Dialer(self._random)
+        self._own = Member(credentials.identity.endpoint_id, config.site)
+        self._neighbours = Neighbours(
+            replica, credentials.anchor, self._own, clock, self._random, self._members_changed
+        )
+        self._replan = True
+        self._planned_at = float("-inf")
+        self._plan = Plan(frozenset(), frozenset())
         self._links: dict[str, Session] = {}
         self._speaking: set[Session] = set()
         self._blocked: set[str] = set()
@@ -70,7 +86,7 @@ class Mesh:
         self._past_sent = 0
         self._past_received = 0
         self._address = config.listen
-        self._known_sites: dict[str, tuple[str, str]] = {}
+        self._names: dict[str, tuple[str, str]] = {}
         self._server_context = credentials.server_context(ALPN)
         self._client_context = credentials.client_context(ALPN)
 
@@ -84,6 +100,7 @@ class Mesh:
             async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
                 mesh = cls(replica, credentials, config, clock, group)
                 await stack.enter_async_context(mesh._serve())
+                await mesh._neighbours.announce(credentials.identity.node_id, mesh._addresses())
                 if config.mdns:
                     own = credentials.identity
                     finding = announce(own.endpoint_id, own.formation, config.site, mesh._address, mesh._found)
@@ -156,8 +173,7 @@ class Mesh:
         """Make links again after `stop_sync`, to every peer known, at once."""
         if not self._active:
             self._active = True
-            self._dialer.network_changed(self._clock.monotonic())
-            self._due.set()
+            self.network_changed()
 
     async def stop_sync(self) -> None:
         """End all links and make none; documents stay readable and writable here."""
@@ -171,8 +187,9 @@ class Mesh:
 
     def network_changed(self) -> None:
         """Addresses of this machine changed: try every peer at once."""
+        self._neighbours.network_changed()
         self._dialer.network_changed(self._clock.monotonic())
-        self._due.set()
+        self._members_changed()
 
     def close_links(self, refused: Callable[[Identity], bool], detail: str) -> int:
         """End the links to every peer that `refused` names (for instance: its certificate was revoked)."""
@@ -197,6 +214,7 @@ class Mesh:
             if peer.endpoint_id != self._credentials.identity.endpoint_id:
                 self._dialer.wish(peer.endpoint_id, [peer.host_port], Source.CONFIGURED, now)
         remove = self._replica.on_commit(self._committed)
+        self._spawn(self._neighbours.follow(), "mesh neighbours")
         self._spawn(self._dial(), "mesh dial")
         try:
             yield
@@ -224,15 +242,29 @@ class Mesh:
             link.wake()
 
     def _found(self, found: Found) -> None:
-        if found.endpoint_id in self._blocked:
-            return
-        if found.addresses:
-            self._known_sites[found.endpoint_id] = ("", found.site)
-            now = self._clock.monotonic()
-            self._dialer.wish(found.endpoint_id, list(found.addresses), Source.MDNS, now)
-        else:
-            self._dialer.unwish(found.endpoint_id, Source.MDNS)
+        self._neighbours.found(found.endpoint_id, found.addresses, found.site)
+        self._members_changed()
+
+    def _members_changed(self) -> None:
+        """Members, links or revocations changed: plan anew, and end what is no longer allowed."""
+        self._replan = True
         self._due.set()
+        for link in list(self._links.values()):
+            revocation = self._neighbours.revoked.endpoint(link.peer)
+            if revocation is not None:
+                self._end(link, Reason.REFUSED, f"{link.identity.node_id} was revoked")
+
+    def _make_plan(self, now: float) -> None:
+        self._replan = False
+        self._planned_at = now
+        sites = {peer: link.hello.site for peer, link in self._links.items() if link.hello is not None}
+        dialled = [peer for peer, link in self._links.items() if link.dialled]
+        self._plan = self._neighbours.plan(self._dialer, sites, dialled, self._blocked)
+        for peer, link in list(self._links.items()):
+            if link.optional and link.dialled and peer not in self._plan.wanted and now - link.began > _PRUNE_AFTER:
+                outward = link.hello is not None and link.hello.site != self._config.site
+                if outward or len(self._links) > MAX_LINKS:
+                    self._end(link, Reason.BUSY, "the topology has another link in place of this one")
 
     # -- dialling ----------------------------------------------------------------------------------------------------
 
@@ -240,14 +272,23 @@ class Mesh:
         while True:
             now = self._clock.monotonic()
             if self._active:
+                since = now - self._planned_at
+                wanted = since > _PLAN_EVERY or (self._replan and since > _PLAN_AT_MOST_EVERY)
+                if self._config.topology and wanted:
+                    self._make_plan(now)
                 for target in self._dialer.due(now):
                     if target.endpoint_id in self._links:
                         self._dialer.linked(target.endpoint_id)
                         continue
                     self._spawn(self._call(target), f"mesh call {target.endpoint_id[:12]}")
-            deadline = self._dialer.next_deadline() if self._active else None
+            deadline = _IDLE
+            if self._active:
+                deadline = (self._dialer.next_deadline() or now + _IDLE) - now
+                if self._config.topology:
+                    pause = _PLAN_AT_MOST_EVERY if self._replan else _PLAN_EVERY
+                    deadline = min(deadline, self._planned_at + pause - now)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_IDLE if deadline is None else max(0.01, deadline - now)):
+                async with asyncio.timeout(max(0.01, deadline)):
                     await self._due.wait()
             self._due.clear()
 
@@ -264,18 +305,21 @@ class Mesh:
         except PeatError as error:
             reason = f"{address}: {error}"
         else:
-            reason = await self._speak(stream, identity, dialled=True)
+            reason = await self._speak(stream, identity, dialled=True, optional=not target.sources - _OPTIONAL)
             self._settle(target.endpoint_id, reason, self._clock.monotonic() - began)
             return
         self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic())
-        self._due.set()
+        self._neighbours.failed(target.endpoint_id)
+        self._members_changed()
 
     def _settle(self, endpoint_id: str, reason: str, lasted: float) -> None:
         if endpoint_id in self._links:
             self._dialer.linked(endpoint_id)
         else:
             self._dialer.ended(endpoint_id, reason, lasted, self._clock.monotonic())
-        self._due.set()
+            if lasted < STABLE_AFTER:
+                self._neighbours.failed(endpoint_id)
+        self._members_changed()
 
     async def _connect(self, address: HostPort, endpoint_id: str) -> tuple[TlsStream, Identity]:
         reader, writer = await asyncio.open_connection(address.host, address.port)
@@ -283,6 +327,7 @@ class Mesh:
         try:
             await stream.handshake()
             identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
+            self._neighbours.revoked.check_identity(identity)
             if identity.endpoint_id != endpoint_id:
                 raise RefusedError(
                     f"the node there is {identity.node_id} with endpoint id {identity.endpoint_id}, not {endpoint_id}"
@@ -308,8 +353,11 @@ class Mesh:
             async with asyncio.timeout(self._config.connect_timeout):
                 await stream.handshake()
                 identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
+                self._neighbours.revoked.check_identity(identity)
         except (TimeoutError, OSError, PeatError) as error:
             _LOG.info("refused a connection from %s: %s", remote, error)
+            if isinstance(error, RevokedError):  # TLS was content with it: so tell the other side in our own words
+                stream.send(encode_frame(Goodbye(Reason.REFUSED, str(error))))
             # closing at once could destroy the alert that tells the other side why
             await stream.close()
             return
@@ -323,18 +371,19 @@ class Mesh:
 
     # -- links -------------------------------------------------------------------------------------------------------
 
-    async def _speak(self, stream: TlsStream, identity: Identity, *, dialled: bool) -> str:
+    async def _speak(self, stream: TlsStream, identity: Identity, *, dialled: bool, optional: bool = False) -> str:
         """Run one link to its end; returns why it ended."""
         core = LinkCore(
             self._store,
             identity.endpoint_id,
-            self._hello(),
+            self._hello(optional=optional),
             self._trees,
             dialled=dialled,
             now=self._clock.monotonic(),
             budget=self._config.link_budget,
         )
-        session = Session(core, stream, self._replica, identity, self._clock, self._admit, dialled=dialled)
+        session = Session(core, stream, self._replica, identity, self._clock, self._admit, self._relay, dialled=dialled)
+        session.optional = optional
         self._speaking.add(session)
         try:
             end = await session.run()
@@ -355,13 +404,14 @@ class Mesh:
                 _LOG.info("link to %s ended", identity)
         return reason
 
-    def _hello(self) -> Hello:
+    def _hello(self, *, optional: bool) -> Hello:
         return Hello(
             node_id=self._credentials.identity.node_id,
             site=self._config.site,
             epoch=self._replica.epoch,
             addresses=tuple(map(str, self._addresses())),
             instance=self._instance,
+            optional=optional,
         )
 
     def _addresses(self) -> tuple[HostPort, ...]:
@@ -378,6 +428,10 @@ class Mesh:
             return Reason.DISCONNECTED, "disconnected by the operator"
         if peer == self._credentials.identity.endpoint_id:
             return Reason.REFUSED, "this node dialled itself"
+        if self._neighbours.revoked.endpoint(peer) is not None:
+            return Reason.REFUSED, f"{session.identity.node_id} was revoked"
+        if hello.optional and not session.dialled and peer not in self._links and len(self._links) >= MAX_LINKS:
+            return Reason.BUSY, "there are enough links here"
         other = self._links.get(peer)
         if other is not None and other.hello is not None:
             restarted = other.hello.instance != hello.instance
@@ -386,24 +440,31 @@ class Mesh:
             self._end(other, Reason.DUPLICATE, "another link is kept")
         self._links[peer] = session
         self._dialer.linked(peer)
-        self._known_sites[peer] = (session.identity.node_id, hello.site)
+        self._neighbours.linked(peer)
+        self._names[peer] = (session.identity.node_id, hello.site)
+        self._members_changed()
         _LOG.info("link to %s is up", session.identity)
         return None
+
+    def _relay(self, session: Session, floors: Sequence[tuple[PartKey, int]]) -> None:
+        for link in self._links.values():
+            if link is not session:
+                self._spawn(self._quietly(link.purged(floors)), "mesh purged")
 
     def _preferred(self, session: Session) -> bool:
         own = self._credentials.identity.endpoint_id
         return session.dialled == (own < session.peer)
 
     def _end(self, session: Session, reason: Reason, detail: str) -> None:
-        self._spawn(self._finish(session, reason, detail), "mesh end")
+        self._spawn(self._quietly(session.end(reason, detail)), "mesh end")
 
-    async def _finish(self, session: Session, reason: Reason, detail: str) -> None:
-        with contextlib.suppress(PeatError, OSError):
-            await session.end(reason, detail)
+    async def _quietly(self, work: Coroutine[None, None, None]) -> None:
+        with contextlib.suppress(PeatError, OSError):  # the link's own task reports what ended it
+            await work
 
     def _state(self, endpoint_id: str, target: Target | None) -> PeerState:
         link = self._links.get(endpoint_id)
-        node_id, site = self._known_sites.get(endpoint_id, ("", ""))
+        node_id, site = self._names.get(endpoint_id, ("", self._neighbours.site_of(endpoint_id) or ""))
         addresses = [str(address) for address in target.addresses] if target is not None else []
         if link is not None:
             addresses += [a for a in (link.hello.addresses if link.hello else ()) if a not in addresses]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from peat_p2p.core.clock import Clock
-from peat_p2p.documents.types import CursorMove, Outcome, Update
+from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
 from peat_p2p.mesh.frames import FrameError, Hello, Reason, RecordReader
 from peat_p2p.mesh.link import Apply, CaughtUp, Effect, End, Forget, Greeted, LinkCore, MoveCursor, Rejected, Send
 from peat_p2p.mesh.tls import TlsStream
@@ -34,6 +34,10 @@ class Sink(Protocol):
         """What is held of a peer's database."""
         ...
 
+    async def forget(self, purged: Iterable[tuple[PartKey, int]], peer: str) -> list[tuple[PartKey, int]]:
+        """The peer deleted and forgot these parts; returns those forgotten here."""
+        ...
+
     async def caught_up(self, peer: str) -> None:
         """Everything the peer held is here."""
         ...
@@ -44,7 +48,11 @@ class Sink(Protocol):
 
 
 class Session:
-    """Runs one link until it ends. `admit` is asked once the peer has said hello; an answer other than None refuses."""
+    """Runs one link until it ends.
+
+    `admit` is asked once the peer has said hello; an answer other than None refuses. `relay` is given what was
+    forgotten here on the peer's word.
+    """
 
     def __init__(
         self,
@@ -54,6 +62,7 @@ class Session:
         identity: Identity,
         clock: Clock,
         admit: Callable[[Session], tuple[Reason, str] | None],
+        relay: Callable[[Session, Sequence[tuple[PartKey, int]]], None],
         *,
         dialled: bool,
     ) -> None:
@@ -61,11 +70,12 @@ class Session:
         self.stream = stream
         self.identity = identity
         self.dialled = dialled
-        self.admitted = False
+        self.optional = False
         self.began = clock.monotonic()
         self._sink = sink
         self._clock = clock
         self._admit = admit
+        self._relay = relay
         self._wake = asyncio.Event()
         self._reader = RecordReader()
 
@@ -82,6 +92,10 @@ class Session:
     def wake(self) -> None:
         """The replica changed."""
         self._wake.set()
+
+    async def purged(self, floors: Sequence[tuple[PartKey, int]]) -> None:
+        """Tell the peer what was forgotten here."""
+        await self._perform(self.core.purged(floors))
 
     async def end(self, reason: Reason, detail: str = "") -> None:
         """End the link on purpose."""
@@ -150,7 +164,6 @@ class Session:
                     if refusal is not None:
                         pending.extend(self.core.stop(*refusal))
                     else:
-                        self.admitted = True
                         pending.extend(self.core.resume(self._sink.cursors(self.peer, effect.hello.epoch)))
                 case Apply():
                     self._write(out)
@@ -161,7 +174,9 @@ class Session:
                 case MoveCursor():
                     moves.append(CursorMove(self.peer, effect.epoch, effect.klass, effect.seq))
                 case Forget():
-                    _LOG.info("%s has forgotten %s/%s", self.identity, effect.key.collection, effect.key.doc_id)
+                    forgotten = await self._sink.forget(effect.floors, self.peer)
+                    if forgotten:
+                        self._relay(self, forgotten)
                 case CaughtUp():
                     await self._flush_moves(moves)
                     await self._sink.caught_up(self.peer)

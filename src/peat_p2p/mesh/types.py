@@ -15,7 +15,8 @@ class MeshConfig:
     """How a node takes part in the mesh.
 
     `link_budget`: bytes per second that may be sent over one link, everything counted; None: as the link allows.
-    `advertise`: addresses told to others in place of those found on this machine.
+    `advertise`: addresses told to others in place of those found on this machine. `topology`: whether to link with
+    members learned from documents and multicast, as the topology plans; else only configured peers are dialled.
     """
 
     listen: HostPort
@@ -25,6 +26,7 @@ class MeshConfig:
     link_budget: float | None = None
     advertise: tuple[HostPort, ...] = ()
     connect_timeout: float = 10.0
+    topology: bool = True
 
 
 @dataclass(frozen=True, slots=True)
