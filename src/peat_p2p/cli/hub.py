@@ -28,6 +28,6 @@ def hub(**values: Any) -> None:
     from peat_p2p.sidecar.app import open_sidecar
 
     sidecar = sidecar_config(values)
-    config = HubConfig(node=sidecar.node)
+    config = HubConfig(node=sidecar.node, token_file=sidecar.token_file, insecure=sidecar.insecure)
     service = open_hub(config, open_sidecar(sidecar))
     run_service(service, config.node, endpoints_name="hub.json", log_level=values["log_level"])
