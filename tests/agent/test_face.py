@@ -18,6 +18,7 @@ from peat_p2p.core.clock import SystemClock
 from peat_p2p.core.errors import (
     ConflictError,
     DeniedError,
+    ExhaustedError,
     InvalidInputError,
     NotFoundError,
 )
@@ -178,3 +179,21 @@ async def test_a_poller_and_this_agent_write_the_same_documents(
             name = (await response.json())["packages"][0]["name"]
         await until(lambda: fleet.sidecar.get("packages", f"a1:{tag['reference']}-{tag['arch']}"))
         await until(lambda: fleet.sidecar.get("deployments", f"a1:{name}"))
+
+
+async def test_a_full_disk_is_said_before_a_byte_is_fetched(
+    fleet: Any, package: Callable[..., Path], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two, serve(two) as url, AgentClient(url) as client:
+        await one.publish(package(), "app", "1.0", "any", lambda *_: None)
+        monkeypatch.setattr("peat_p2p.content.store.free_bytes", lambda _: 1 << 20)
+        with pytest.raises(ExhaustedError, match="fetching app"):
+            [m async for m in client.pull("app", wait=True)]
+        await fleet.order(fleet.command("c1", "a2", package="app"))
+        await until(lambda: fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.FAILED)
+        assert "free" in fleet.sidecar.get("receipts", "c1:a2")["message"]
+        [failed] = await client.transfers()
+        assert (failed.state, failed.received_bytes) == ("failed", 0)
+        monkeypatch.undo()
+        [*_, last] = [m async for m in client.pull("app")]
+        assert last.state == "complete"
