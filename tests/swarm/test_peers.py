@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
-from peat_p2p.swarm.peers import LAST_RETRY_S, PeerBook, PeerCandidate, StaticPeers
+from peat_p2p.swarm.peers import LAST_RETRY_S, LAST_SHUN_S, PeerBook, PeerCandidate, StaticPeers
 
 
 def peer(name: str, **changes: object) -> PeerCandidate:
@@ -63,6 +63,13 @@ def test_a_failed_peer_comes_after_others_and_a_liar_last() -> None:
     book.failed("a", 0.0)
     book.sent_bad("b", 0.0)
     assert names(book.due([peer("a"), peer("b"), peer("c")], 1000.0)) == "cab"
+    assert names(book.due([peer("b")], LAST_RETRY_S - 1)) == ""
+    book.mended("b", 0.0)
+    assert names(book.due([peer("a"), peer("b"), peer("c")], 2.0)) == "cab"
+
+
+def test_kin_come_after_holders() -> None:
+    assert names(PeerBook("x", "s").order([peer("a", kin=True, site="s"), peer("b")])) == "ba"
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["failed", "tried", "succeeded", "bad"]))))
@@ -79,7 +86,7 @@ def test_whatever_happens_every_peer_is_due_within_the_cap(events: list[tuple[st
         else:
             book.succeeded(who)
     everyone = [peer(one) for one in "abc"]
-    assert sorted(names(book.due(everyone, now + LAST_RETRY_S))) == ["a", "b", "c"]
+    assert sorted(names(book.due(everyone, now + LAST_SHUN_S))) == ["a", "b", "c"]
 
 
 async def test_a_static_source_tells_of_a_change() -> None:

@@ -17,15 +17,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from peat_p2p.content.manifest import open_manifest
-from peat_p2p.content.store import ChunkStore, StoredPackage
+from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
 from peat_p2p.swarm.peers import PeerBook, PeerSource
+from peat_p2p.swarm.seeds import Seeds
 from peat_p2p.swarm.session import Limits
-from peat_p2p.swarm.torrent import parse_info
-from peat_p2p.swarm.torrents import Torrent, TorrentSession
-from peat_p2p.swarm.transfer import Surroundings, Transfer
+from peat_p2p.swarm.status import Priority
+from peat_p2p.swarm.surroundings import Surroundings
+from peat_p2p.swarm.torrents import TorrentSession
+from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
@@ -44,17 +46,6 @@ class SwarmConfig:
     state_dir: Path | None = None
 
 
-@dataclass(slots=True)
-class _Seed:
-    """A package on offer: its metadata, and its torrent."""
-
-    manifest_digest: str
-    infohash: str
-    envelope: dict[str, Any]
-    info: bytes
-    torrent: Torrent | None = None
-
-
 class SwarmEngine:
     """Seeds and fetches packages. Use as a context: `async with SwarmEngine.open(...) as engine`."""
 
@@ -64,12 +55,13 @@ class SwarmEngine:
         self._config = config
         self._clock = clock
         self._book = PeerBook(credentials.identity.endpoint_id, config.site)
-        self._seeds: dict[str, _Seed] = {}
         self._transfers: dict[str, Transfer] = {}
         self._claims = _Claims(self._transfers)
         self._tasks = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
         self._torrents: TorrentSession
+        self._seeds: Seeds
+        self._tending: asyncio.Task[None] | None = None
         self._around: Surroundings
         self.swarm_address = config.listen
         self.metadata_address = config.metadata_listen
@@ -89,7 +81,10 @@ class SwarmEngine:
             )
             self._stack.push_async_callback(self._torrents.close)
             client = await self._stack.enter_async_context(MetadataClient(self._credentials))
-            server = MetadataServer(self._info_of, self._envelope_of, lambda infohash: None)
+            self._seeds = Seeds(
+                self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
+            )
+            server = MetadataServer(self._seeds)
             self.metadata_address = await self._stack.enter_async_context(
                 server.serve(config.metadata_listen, self._credentials)
             )
@@ -103,8 +98,12 @@ class SwarmEngine:
                 clock=self._clock,
                 ca_pem=self._credentials.ca_pem,
                 state_dir=config.state_dir or self._store.root / "swarm",
+                endpoint_id=self._credentials.identity.endpoint_id,
+                site=config.site,
+                hold=self._hold,
             )
             await self._tasks.__aenter__()
+            self._tending = self._tasks.create_task(self._seeds.tend(), name="tend seeds")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -116,31 +115,20 @@ class SwarmEngine:
         try:
             for transfer in self._transfers.values():
                 transfer.cancel()
+            if self._tending is not None:
+                self._tending.cancel()
             # The body's own error goes on as it is; the group would wrap it.
             await self._tasks.__aexit__(None, None, None)
         finally:
-            self._seeds.clear()
             await self._stack.aclose()
 
-    async def seed(self, package: StoredPackage) -> None:
-        """Offer a package of the store. Offering one twice does nothing. Raises PeatError if its metadata is bad."""
-        if package.manifest_digest in self._seeds:
-            return
-        parsed = await asyncio.to_thread(parse_info, package.info, package.manifest.infohash, self._credentials.ca_pem)
-        missing = await asyncio.to_thread(self._store.missing, parsed.index)
-        if package.manifest_digest in self._seeds:
-            return
-        seed = _Seed(package.manifest_digest, parsed.meta.infohash, package.envelope, package.info)
-        running = self._transfers.get(package.manifest_digest)
-        if parsed.chunks and (running is None or running.torrent is None):
-            seed.torrent = self._torrents.add(parsed, [chunk.hex not in missing for chunk in parsed.chunks])
-        self._seeds[package.manifest_digest] = seed
+    async def seed(self, package: StoredPackage | PackageSummary) -> None:
+        """Offer a package of the store. Costs next to nothing until somebody wants it."""
+        self._seeds.offer(package.manifest_digest, package.manifest.infohash)
 
     async def unseed(self, manifest_digest: str) -> None:
         """Offer a package no longer; connections for it are closed."""
-        seed = self._seeds.pop(manifest_digest, None)
-        if seed is not None and seed.torrent is not None:
-            self._torrents.remove(seed.torrent)
+        self._seeds.withdraw(manifest_digest)
 
     def fetch(
         self,
@@ -149,6 +137,7 @@ class SwarmEngine:
         name: str | None = None,
         version: str | None = None,
         arch: str | None = None,
+        priority: Priority = Priority.SUPPORT,
     ) -> Transfer:
         """Begin to fetch the package of a signed manifest; while one fetch of it runs, that is returned.
 
@@ -158,7 +147,7 @@ class SwarmEngine:
         running = self._transfers.get(digest)
         if running is not None and not running.ended:
             return running
-        transfer = Transfer(envelope, manifest, digest, peers, self._around, self._fetched)
+        transfer = Transfer(envelope, manifest, digest, peers, self._around, priority, self._fetched)
         self._transfers[digest] = transfer
         transfer.start(self._tasks)
         return transfer
@@ -171,30 +160,17 @@ class SwarmEngine:
         """Change the caps in bytes per second; 0 is none."""
         self._torrents.set_limits(Limits(download, upload))
 
-    def _info_of(self, infohash: str) -> bytes | None:
-        for seed in self._seeds.values():
-            if seed.infohash == infohash:
-                return seed.info
-        for transfer in self._transfers.values():
-            if transfer.torrent is not None and transfer.manifest.infohash == infohash:
-                return transfer.torrent.parsed.meta.info
-        return None
-
-    def _envelope_of(self, manifest_digest: str) -> dict[str, Any] | None:
-        seed = self._seeds.get(manifest_digest)
-        if seed is not None:
-            return seed.envelope
-        transfer = self._transfers.get(manifest_digest)
-        return transfer.envelope if transfer is not None else None
+    def _hold(self, transfer: Transfer) -> str:
+        """Why a transfer must not fetch now; empty when it may."""
+        for other in self._transfers.values():
+            if other.priority > transfer.priority and other.busy:
+                return f"yields to {other.manifest.reference}, which matters more"
+        return ""
 
     async def _fetched(self, transfer: Transfer, package: StoredPackage) -> None:
         """A fetch is complete: its torrent goes on as a seed."""
-        if transfer.torrent is None:
-            await self.seed(package)
-            return
-        self._seeds[package.manifest_digest] = _Seed(
-            package.manifest_digest, package.manifest.infohash, package.envelope, package.info, transfer.torrent
-        )
+        self._seeds.offer(package.manifest_digest, package.manifest.infohash)
+        self._seeds.touch(package.manifest.infohash)
 
 
 class _Claims:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import zstandard
@@ -22,34 +22,55 @@ from aiohttp import web
 from blake3 import blake3
 
 from peat_p2p.core.address import HostPort
-from peat_p2p.core.errors import InvalidInputError, TooLargeError, UnavailableError
+from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.torrent import MAX_INFO_BYTES
 from peat_p2p.trust.credentials import NodeCredentials
 
 _MAX_MANIFEST_BYTES = 64 << 10
 _PIECE = 64 << 10
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Giver(Protocol):
+    """What a node gives, as its metadata face needs it (`seeds.Seeds`)."""
+
+    async def info(self, infohash: str) -> bytes | None:
+        """The info dictionary of a package on offer."""
+        ...
+
+    async def envelope(self, manifest_digest: str) -> dict[str, Any] | None:
+        """The signed manifest of a package on offer."""
+        ...
+
+    async def join(self, infohash: str) -> int | None:
+        """Be ready for a connection; how many chunks are here, None when unknown."""
+        ...
+
+    async def assist(self, infohash: str, envelope: dict[str, Any], info: bytes) -> int:
+        """Be ready to give shared chunks of a package; how many are here."""
+        ...
+
+    async def suspect(self, digest: str) -> bool:
+        """Check a chunk that somebody got damaged; whether it is good."""
+        ...
 
 
 class MetadataServer:
-    """Answers for what `info_of` and `envelope_of` know. `on_asked` hears each infohash that was asked for."""
+    """The HTTPS face of one node."""
 
-    def __init__(
-        self,
-        info_of: Callable[[str], bytes | None],
-        envelope_of: Callable[[str], dict[str, Any] | None],
-        on_asked: Callable[[str], None],
-    ) -> None:
-        self._info_of = info_of
-        self._envelope_of = envelope_of
-        self._on_asked = on_asked
+    def __init__(self, giver: Giver) -> None:
+        self._giver = giver
 
     @asynccontextmanager
     async def serve(self, listen: HostPort, credentials: NodeCredentials) -> AsyncIterator[HostPort]:
         """Listen until the context ends; yields the real address. Raises UnavailableError."""
-        app = web.Application(client_max_size=_MAX_MANIFEST_BYTES)
+        app = web.Application(client_max_size=MAX_INFO_BYTES, middlewares=[_say_why])
         app.router.add_get("/peat/v1/metadata/{infohash:[0-9a-f]{64}}", self._metadata)
         app.router.add_get("/peat/v1/manifest/{digest}", self._manifest)
+        app.router.add_post("/peat/v1/join/{infohash:[0-9a-f]{64}}", self._join)
+        app.router.add_post("/peat/v1/assist/{infohash:[0-9a-f]{64}}", self._assist)
+        app.router.add_post("/peat/v1/suspect/{digest:[0-9a-f]{64}}", self._suspect)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -64,10 +85,9 @@ class MetadataServer:
 
     async def _metadata(self, request: web.Request) -> web.Response:
         infohash = request.match_info["infohash"]
-        info = self._info_of(infohash)
+        info = await self._giver.info(infohash)
         if info is None:
             raise web.HTTPNotFound(text="not held here")
-        self._on_asked(infohash)
         body = await asyncio.to_thread(zstandard.ZstdCompressor(level=3).compress, info)
         # Another version of zstd may pack otherwise: a part is only joined to a part of the same packing.
         etag = blake3(body).hexdigest()[:32]
@@ -84,10 +104,38 @@ class MetadataServer:
         return web.Response(status=206, body=body[start:], headers=headers, content_type="application/zstd")
 
     async def _manifest(self, request: web.Request) -> web.Response:
-        envelope = self._envelope_of(request.match_info["digest"])
+        envelope = await self._giver.envelope(request.match_info["digest"])
         if envelope is None:
             raise web.HTTPNotFound(text="not held here")
         return web.json_response(envelope)
+
+    async def _join(self, request: web.Request) -> web.Response:
+        have = await self._giver.join(request.match_info["infohash"])
+        if have is None:
+            raise web.HTTPNotFound(text="not held here")
+        return web.json_response({"have": have})
+
+    async def _assist(self, request: web.Request) -> web.Response:
+        envelope, info = await asyncio.to_thread(_unframe, await request.read())
+        return web.json_response({"have": await self._giver.assist(request.match_info["infohash"], envelope, info)})
+
+    async def _suspect(self, request: web.Request) -> web.Response:
+        return web.json_response({"good": await self._giver.suspect(request.match_info["digest"])})
+
+
+@web.middleware
+async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer an error of ours with its text; the other side is of the formation."""
+    try:
+        return await handler(request)
+    except NotFoundError as error:
+        raise web.HTTPNotFound(text=str(error)) from error
+    except PeatError as error:
+        raise web.HTTPBadRequest(text=str(error)) from error
+
+
+class NotHeldError(UnavailableError):
+    """The peer answered that it does not have what was asked for."""
 
 
 @dataclass(slots=True)
@@ -122,7 +170,7 @@ class MetadataClient:
         headers = {}
         if partial.etag and partial.body:
             headers = {"Range": f"bytes={len(partial.body)}-", "If-Range": partial.etag}
-        async with self._get(peer, f"/peat/v1/metadata/{infohash}", headers) as response:
+        async with self._ask("GET", peer, f"/peat/v1/metadata/{infohash}", headers) as response:
             etag = response.headers.get("ETag", "")
             if response.status != 206 or etag != partial.etag:
                 partial.body.clear()
@@ -136,33 +184,49 @@ class MetadataClient:
         partial.body.clear()
         return await asyncio.to_thread(_unpack, packed, peer.agent_id)
 
+    async def join(self, peer: PeerCandidate, infohash: str) -> int | None:
+        """Tell `peer` that this node will connect; how many chunks it has, None when it does not know the package."""
+        try:
+            return _count(await self._post(peer, f"/peat/v1/join/{infohash}", b""), peer)
+        except NotHeldError:
+            return None
+
+    async def assist(self, peer: PeerCandidate, infohash: str, envelope: dict[str, Any], info: bytes) -> int:
+        """Ask `peer` to give what it has of a package it may not know; how many chunks it has."""
+        body = await asyncio.to_thread(_frame, envelope, info)
+        return _count(await self._post(peer, f"/peat/v1/assist/{infohash}", body), peer)
+
+    async def suspect(self, peer: PeerCandidate, digest: str) -> bool:
+        """Tell `peer` that a chunk it gave was damaged, so that it looks. Whether it found it good."""
+        return (await self._post(peer, f"/peat/v1/suspect/{digest}", b"")).get("good") is not False
+
+    async def _post(self, peer: PeerCandidate, path: str, body: bytes) -> dict[str, Any]:
+        async with self._ask("POST", peer, path, {}, body) as response:
+            return _object(await response.content.read(_MAX_MANIFEST_BYTES), f"{peer.agent_id}'s answer")
+
     async def manifest(self, peer: PeerCandidate, manifest_digest: str) -> dict[str, Any]:
         """The envelope of a manifest as `peer` gives it, unchecked. Raises UnavailableError."""
-        async with self._get(peer, f"/peat/v1/manifest/{manifest_digest}", {}) as response:
+        async with self._ask("GET", peer, f"/peat/v1/manifest/{manifest_digest}", {}) as response:
             body = bytearray()
             async for piece in response.content.iter_chunked(_PIECE):
                 body += piece
                 if len(body) > _MAX_MANIFEST_BYTES:
                     raise TooLargeError(f"{peer.agent_id} sends more than {_MAX_MANIFEST_BYTES} bytes of manifest")
-        try:
-            envelope = json.loads(body)
-        except ValueError as error:
-            raise InvalidInputError(f"{peer.agent_id} sent a manifest that is no JSON") from error
-        if not isinstance(envelope, dict):
-            raise InvalidInputError(f"{peer.agent_id} sent a manifest that is no JSON object")
-        return envelope
+        return _object(bytes(body), f"{peer.agent_id}'s manifest")
 
     @asynccontextmanager
-    async def _get(
-        self, peer: PeerCandidate, path: str, headers: dict[str, str]
+    async def _ask(
+        self, method: str, peer: PeerCandidate, path: str, headers: dict[str, str], body: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "MetadataClient is used as a context"
         if peer.metadata is None:
             raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
         try:
-            async with self._session.get(f"https://{peer.metadata}{path}", headers=headers) as response:
+            async with self._session.request(
+                method, f"https://{peer.metadata}{path}", headers=headers, data=body
+            ) as response:
                 if response.status == 404:
-                    raise UnavailableError(f"{peer.agent_id} does not hold it")
+                    raise NotHeldError(f"{peer.agent_id} does not hold it")
                 if response.status not in (200, 206):
                     raise UnavailableError(f"{peer.agent_id} answered with status {response.status}")
                 yield response
@@ -180,3 +244,33 @@ def _unpack(packed: bytes, sender: str) -> bytes:
     if len(data) > MAX_INFO_BYTES:
         raise TooLargeError(f"{sender} sent torrent metadata of more than {MAX_INFO_BYTES} bytes")
     return data
+
+
+def _frame(envelope: dict[str, Any], info: bytes) -> bytes:
+    head = json.dumps(envelope).encode()
+    return zstandard.ZstdCompressor(level=3).compress(len(head).to_bytes(4, "big") + head + info)
+
+
+def _unframe(body: bytes) -> tuple[dict[str, Any], bytes]:
+    data = _unpack(body, "a peer")
+    length = int.from_bytes(data[:4], "big")
+    if length > _MAX_MANIFEST_BYTES:
+        raise TooLargeError(f"a manifest of {length} bytes is over the limit of {_MAX_MANIFEST_BYTES}")
+    return _object(data[4 : 4 + length], "the manifest"), data[4 + length :]
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{what} is no JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidInputError(f"{what} is no JSON object")
+    return value
+
+
+def _count(answer: dict[str, Any], peer: PeerCandidate) -> int:
+    have = answer.get("have")
+    if type(have) is not int or have < 0:
+        raise InvalidInputError(f"{peer.agent_id} did not say how many chunks it has")
+    return have

@@ -16,12 +16,16 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
+LAST_SHUN_S = 3600.0
 _RATE_MEMORY = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class PeerCandidate:
-    """An agent that may have chunks of a package, as documents tell. `metadata` is where its HTTPS face listens."""
+    """An agent that may have chunks of a package, as documents tell. `metadata` is where its HTTPS face listens.
+
+    `kin` means that it has not the package but another version of it, which may share chunks.
+    """
 
     agent_id: str
     endpoint_id: str
@@ -30,6 +34,7 @@ class PeerCandidate:
     site: str = ""
     complete: bool = True
     last_seen: float = 0.0
+    kin: bool = False
 
 
 class PeerSource(Protocol):
@@ -117,13 +122,17 @@ class PeerBook:
             health.rate += _RATE_MEMORY * (bytes_per_second - health.rate)
 
     def sent_bad(self, endpoint_id: str, now: float) -> None:
-        """A peer sent what does not match: it comes last from now on and is left alone for the longest time."""
+        """A peer sent what does not match: it comes last from now on and is left alone for long, longer each time."""
         health = self.health(endpoint_id)
         health.bad_chunks += 1
-        health.retry_at = now + LAST_RETRY_S
+        health.retry_at = now + min(LAST_SHUN_S, LAST_RETRY_S * 2.0 ** min(health.bad_chunks - 1, 16))
+
+    def mended(self, endpoint_id: str, now: float) -> None:
+        """A peer that sent bad data looked and dropped it: it may be tried again soon, but still comes last."""
+        self.health(endpoint_id).retry_at = now + FIRST_RETRY_S
 
     def order(self, candidates: Iterable[PeerCandidate]) -> list[PeerCandidate]:
-        """Best first: honest, in reach, of this site, complete, fast, heard of lately. Without this node itself."""
+        """Best first: honest, in reach, no kin, of this site, complete, fast, heard of lately. Not this node itself."""
 
         def key(peer: PeerCandidate) -> tuple[object, ...]:
             health = self._health.get(peer.endpoint_id, _UNKNOWN)
@@ -131,6 +140,7 @@ class PeerBook:
             return (
                 health.bad_chunks,
                 min(health.failures, 3),
+                peer.kin,
                 not near,
                 not peer.complete,
                 -health.rate,

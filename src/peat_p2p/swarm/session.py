@@ -54,6 +54,8 @@ def session_settings(endpoint_id: str, listen: HostPort, limits: Limits) -> dict
     return {
         # The `s` makes it an SSL port; there is no plain one.
         "listen_interfaces": f"{host}:{listen.port}s",
+        # From the address it listens on: others know this node by that one.
+        "outgoing_interfaces": "" if listen.host in ("0.0.0.0", "::") else listen.host,  # noqa: S104
         "listen_system_port_fallback": False,
         "max_retry_port_bind": 0,
         "user_agent": "peat",

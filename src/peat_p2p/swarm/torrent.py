@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class ParsedInfo:
     index: Index
     chunks: tuple[ChunkRef, ...]
     piece_length: int
+
+    def chunk(self, digest: str) -> ChunkRef | None:
+        """The chunk of a digest (hex), if it is part of this torrent."""
+        key = bytes.fromhex(digest)
+        at = bisect_left(self.chunks, key, key=lambda chunk: chunk.digest)
+        return self.chunks[at] if at < len(self.chunks) and self.chunks[at].digest == key else None
 
 
 def torrent_builder(store: ChunkStore, ca_pem: bytes) -> TorrentBuilder:

@@ -25,6 +25,7 @@ from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
 _FROM_DOCUMENTS = 1  # libtorrent clears a peer's failure only for this source ("tracker")
+_BLOCKED = 1
 _NOT_CONNECTED = lt.peer_info.handshake | lt.peer_info.connecting
 
 
@@ -38,7 +39,7 @@ class PeerReading:
     sent: int
     rate: int
     outgoing: bool
-    bad_pieces: int
+    pieces: Sequence[bool]
 
     @property
     def connection(self) -> Connection:
@@ -66,6 +67,7 @@ class PeerEvent:
     address: HostPort | None
     peer: str
     text: str
+    piece: int | None = None
 
 
 class Torrent:
@@ -92,9 +94,28 @@ class Torrent:
             error=code.message() if code.value() else "",
         )
 
+    def count(self) -> int:
+        """How many pieces it has."""
+        return self._handle.status(0).num_pieces
+
+    def connected(self) -> bool:
+        """Whether any peer is connected."""
+        return self._handle.status(0).num_peers > 0
+
     def dial(self, address: HostPort) -> None:
         """Connect to a peer. `address.host` must be an IP address."""
         self._handle.connect_peer((address.host, address.port), _FROM_DOCUMENTS)
+
+    def partial(self) -> set[int]:
+        """Pieces that are begun: requested or received in part."""
+        return {piece["piece_index"] for piece in self._handle.get_download_queue()}
+
+    def keep_inside(self, inside: bool) -> None:
+        """Connect to the addresses of `TorrentSession.allow_inside` alone, or to anybody again."""
+        if inside:
+            self._handle.set_flags(lt.torrent_flags.apply_ip_filter)
+        else:
+            self._handle.unset_flags(lt.torrent_flags.apply_ip_filter)
 
     def want(self, pieces: Collection[int], priority: int) -> None:
         """Set the priority of some pieces: 0 is not wanted, 4 ordinary, 7 first."""
@@ -136,6 +157,7 @@ class TorrentSession:
         self._credentials = credentials
         self._save_path = save_path
         self._torrents: dict[str, Torrent] = {}
+        self._inside: set[str] = set()
         self._stack = contextlib.ExitStack()
 
     @classmethod
@@ -165,8 +187,14 @@ class TorrentSession:
             await asyncio.to_thread(closer)
 
     def add(self, parsed: ParsedInfo, have: Sequence[bool]) -> Torrent:
-        """Add a torrent of which the pieces marked in `have` are on disk and verified. Seeds and fetches at once."""
+        """Add a torrent of which the pieces marked in `have` are on disk and verified. Seeds and fetches at once.
+
+        A torrent of the same infohash that is there already is taken out first.
+        """
         assert self._session is not None, "the session is closed"
+        present = self.get(parsed.meta.infohash)
+        if present is not None:
+            self.remove(present)
         params = lt.add_torrent_params()
         params.ti = lt.torrent_info(b"d4:info" + parsed.meta.info + b"e")
         params.save_path = str(self._save_path)
@@ -191,12 +219,38 @@ class TorrentSession:
         self._torrents[parsed.meta.infohash] = torrent
         return torrent
 
+    def get(self, infohash: str) -> Torrent | None:
+        """The torrent of an infohash, if it is in the session."""
+        return self._torrents.get(infohash)
+
     def remove(self, torrent: Torrent) -> None:
         """Take a torrent out; its files stay."""
         if self._torrents.get(torrent.parsed.meta.infohash) is torrent:
             del self._torrents[torrent.parsed.meta.infohash]
         if self._session is not None and torrent.handle.is_valid():
             self._session.remove_torrent(torrent.handle)
+
+    def allow_inside(self, hosts: Collection[str]) -> None:
+        """Add IP addresses that torrents kept inside may connect to."""
+        new = set(hosts) - self._inside
+        if not new or self._session is None:
+            return
+        self._inside |= new
+        rules = lt.ip_filter()
+        rules.add_rule("0.0.0.0", "255.255.255.255", _BLOCKED)  # noqa: S104 - a range, no listener
+        rules.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", _BLOCKED)
+        for host in self._inside:
+            rules.add_rule(host, host, 0)
+        # Only torrents with the flag of `keep_inside` look at it.
+        self._session.set_ip_filter(rules)
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume all traffic."""
+        if self._session is not None:
+            if paused:
+                self._session.pause()
+            else:
+                self._session.resume()
 
     def set_limits(self, limits: Limits) -> None:
         """Change the caps of the session."""
@@ -252,13 +306,13 @@ def _peer_reading(peer: lt.peer_info) -> PeerReading:
         sent=peer.total_upload,
         rate=peer.payload_down_speed,
         outgoing=bool(peer.flags & lt.peer_info.outgoing_connection),
-        bad_pieces=peer.num_hashfails,
+        pieces=peer.pieces,
     )
 
 
 def _peer_event(alert: Any) -> PeerEvent | None:
     if isinstance(alert, lt.hash_failed_alert):
-        return PeerEvent("bad-piece", None, "", f"piece {alert.piece_index} does not match")
+        return PeerEvent("bad-piece", None, "", "", alert.piece_index)
     if isinstance(alert, lt.peer_ban_alert):
         return PeerEvent("banned", HostPort(*alert.endpoint), _peer_name(alert.pid), "sent data that does not match")
     if isinstance(alert, lt.peer_error_alert):

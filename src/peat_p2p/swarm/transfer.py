@@ -10,102 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
-
-from blake3 import blake3
+from typing import Any
 
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.manifest import Manifest
-from peat_p2p.content.store import ChunkStore, StoredPackage
-from peat_p2p.core.address import HostPort
+from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
-from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError, UntrustedError
+from peat_p2p.swarm.dialer import Dialer
 from peat_p2p.swarm.ledger import Ledger, SourceBytes
-from peat_p2p.swarm.metadata import MetadataClient, Partial
-from peat_p2p.swarm.peers import PeerBook, PeerCandidate, PeerSource
-from peat_p2p.swarm.session import PEER_ID_BYTES, peer_fingerprint
+from peat_p2p.swarm.metadata import Partial
+from peat_p2p.swarm.peers import PeerCandidate, PeerSource
+from peat_p2p.swarm.plan import Decision, Plan
+from peat_p2p.swarm.session import peer_fingerprint
+from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
+from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
-from peat_p2p.swarm.torrents import Reading, Torrent, TorrentSession
+from peat_p2p.swarm.torrents import PeerEvent, Reading, Torrent
+from peat_p2p.swarm.written import written
 
+__all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 _QUIET_S = 0.05  # readings are at least this far apart, however many alerts come
-_DIAL_PATIENCE_S = 45.0
 _SAVE_S = 2.0
-_SETTLE_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+_REPORTS = 8
 _RATE_MEMORY = 0.2
-
-
-class TransferCancelledError(PeatError):
-    """The transfer was cancelled by its owner; verified chunks stay in the store."""
-
-
-class TransferState(StrEnum):
-    """Where a transfer is. The last three are final."""
-
-    CHECKING = "checking"
-    METADATA = "metadata"
-    WAITING = "waiting"
-    FETCHING = "fetching"
-    COMPLETE = "complete"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will happen."""
-        return self in (TransferState.COMPLETE, TransferState.FAILED, TransferState.CANCELLED)
-
-
-@dataclass(frozen=True, slots=True)
-class TransferStatus:
-    """A transfer at one moment. Bytes of distinct chunks; `reason` says what it waits for or why it failed."""
-
-    state: TransferState
-    reason: str
-    total: int
-    verified: int
-    reused: int
-    received: int
-    wasted: int
-    rate: float
-    eta: float | None
-    sources: tuple[SourceBytes, ...]
-    elapsed: float
-    peers: int
-    bad_peers: tuple[str, ...]
-
-
-class Claims(Protocol):
-    """Which transfer fetches a chunk that several packages want, so that it is fetched once."""
-
-    def claim(self, owner: Transfer, digests: Iterable[str]) -> set[str]:
-        """Take what nobody else fetches; returns what is taken."""
-        ...
-
-    def release(self, owner: Transfer, digests: Iterable[str]) -> None:
-        """Give up claims, the chunks being in the store or not; others are woken."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What an engine lends each of its transfers."""
-
-    store: ChunkStore
-    torrents: TorrentSession
-    client: MetadataClient
-    book: PeerBook
-    claims: Claims
-    clock: Clock
-    ca_pem: bytes
-    state_dir: Path
 
 
 @dataclass(slots=True)
@@ -130,11 +65,13 @@ class Transfer:
         digest: str,
         source: PeerSource,
         around: Surroundings,
+        priority: Priority,
         on_complete: Callable[[Transfer, StoredPackage], Awaitable[None]],
     ) -> None:
         self.envelope = envelope
         self.manifest = manifest
         self.manifest_digest = digest
+        self.priority = priority
         self.torrent: Torrent | None = None
         self._source = source
         self._around = around
@@ -142,7 +79,10 @@ class Transfer:
         self._ledger = Ledger()
         self._at = _Progress(total=manifest.total_bytes, missing_bytes=manifest.total_bytes)
         self._names: dict[str, str] = {}
-        self._dialled: dict[HostPort, str] = {}
+        self._dialer: Dialer | None = None
+        self._banned: list[str] = []
+        self._bad_pieces: list[int] = []
+        self._shunned: set[str] = set()
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
         self._changed = asyncio.Event()
@@ -174,6 +114,7 @@ class Transfer:
             elapsed=ledger.elapsed + running,
             peers=at.peers,
             bad_peers=tuple(sorted(self._names.get(peer, peer) for peer in ledger.bad_peers)),
+            priority=self.priority,
         )
 
     async def wait(self) -> StoredPackage:
@@ -218,6 +159,11 @@ class Transfer:
         """Whether it is over."""
         return self._ended.is_set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it gets on now, so that lesser ones should wait."""
+        return self._at.state in (TransferState.CHECKING, TransferState.METADATA, TransferState.FETCHING)
+
     async def _guarded(self) -> None:
         final = TransferState.FAILED
         try:
@@ -260,7 +206,7 @@ class Transfer:
             await asyncio.to_thread(write_atomic, self._folder / "info", parsed.meta.info)
         self._set(TransferState.CHECKING, "looking for chunks that are here already")
         with around.store.hold(chunk.hex for chunk in parsed.chunks):
-            self._at.total = parsed.index.unique_bytes
+            self._at.total = self._at.missing_bytes = parsed.index.unique_bytes
             await self._take_stock(parsed)
             self._open_account()
             around.store.check_space(self._at.missing_bytes, f"fetching {self.manifest.reference}")
@@ -288,6 +234,11 @@ class Transfer:
         around = self._around
         partial = Partial()
         while True:
+            held = around.hold(self)
+            if held:
+                self._set(TransferState.WAITING, held)
+                await asyncio.sleep(TICK_S)
+                continue
             candidates = self._candidates()
             asked = [peer for peer in candidates if peer.metadata is not None]
             for peer in around.book.due(asked, around.clock.monotonic()):
@@ -356,22 +307,36 @@ class Transfer:
         self._ledger.new_session()
         torrent = around.torrents.add(parsed, [chunk.hex not in at.missing for chunk in parsed.chunks])
         self.torrent = torrent
-        torrent.want(
-            [n for n, chunk in enumerate(parsed.chunks) if chunk.hex in at.missing and chunk.hex not in mine], 0
-        )
         pieces = {n: chunk for n, chunk in enumerate(parsed.chunks) if chunk.hex in mine}
+        torrent.want([n for n, chunk in enumerate(parsed.chunks) if chunk.hex in at.missing and n not in pieces], 0)
+        async with asyncio.TaskGroup() as tasks:
+            self._dialer = Dialer(torrent, self.envelope, around.client, around.book, around.clock, tasks)
+            good = await self._run_torrent(torrent, pieces)
+            self._dialer.stop()
+        torrent.keep_inside(False)
+        if good:
+            await self._wait_landed(parsed)
+
+    async def _run_torrent(self, torrent: Torrent, pieces: dict[int, ChunkRef]) -> bool:
+        """Fetch and verify `pieces`. False when one did not match and the torrent must be added anew."""
+        around = self._around
+        plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
+        decision = Decision(frozenset(pieces), False)
         saved_at = around.clock.monotonic()
         while pieces:
             reading = torrent.read()
-            self._observe(torrent, reading)
             if reading.errno:
                 self._raise_disk(reading)
             done = [n for n in pieces if reading.have[n]]
-            if done and not await self._verify(torrent, [pieces.pop(n) for n in done]):
-                return
-            if not pieces:
-                break
-            await self._dial(torrent, reading)
+            if done:
+                plan.fetched(around.clock.monotonic())
+                if not await self._verify(torrent, [pieces.pop(n) for n in done]):
+                    return False
+            decision = self._steer(torrent, reading, plan, pieces, decision)
+            self._observe(torrent, reading, decision)
+            if self._forgive(reading):
+                self._shunned.clear()
+                return False
             if around.clock.monotonic() - saved_at > _SAVE_S:
                 saved_at = around.clock.monotonic()
                 await asyncio.to_thread(self._save)
@@ -380,8 +345,39 @@ class Transfer:
                 async with asyncio.timeout(TICK_S):
                     await torrent.wake.wait()
             torrent.wake.clear()
-        self._observe(torrent, torrent.read())
-        await self._wait_landed(parsed)
+        self._observe(torrent, torrent.read(), decision)
+        return True
+
+    def _steer(
+        self, torrent: Torrent, reading: Reading, plan: Plan, pieces: Collection[int], before: Decision
+    ) -> Decision:
+        """Decide what to want from whom, and tell libtorrent what changed."""
+        around = self._around
+        candidates = self._candidates()
+        endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
+        pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
+        held = around.hold(self)
+        partial = torrent.partial() if held or around.site else ()
+        now = around.clock.monotonic()
+        decision = plan.decide(now, pieces, partial, candidates, pieces_of, held)
+        torrent.want([n for n in pieces if n in decision.wanted and n not in before.wanted], 4)
+        torrent.want([n for n in pieces if n not in decision.wanted and n in before.wanted], 0)
+        if decision.inside != before.inside:
+            if decision.inside:
+                around.torrents.allow_inside(self._near_hosts(plan, candidates, reading, endpoints))
+            torrent.keep_inside(decision.inside)
+        if not held and self._dialer is not None:
+            wanted = [peer for peer in candidates if plan.near(peer)] if decision.inside else candidates
+            wanted = [peer for peer in wanted if peer.endpoint_id not in self._shunned]
+            self._dialer.dial(wanted, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
+        return decision
+
+    def _near_hosts(
+        self, plan: Plan, candidates: list[PeerCandidate], reading: Reading, endpoints: dict[str, str]
+    ) -> set[str]:
+        near = {peer.endpoint_id for peer in candidates if plan.near(peer)}
+        hosts = {peer.address.host for peer in reading.peers if endpoints.get(peer.peer) in near}
+        return hosts | {peer.swarm.host for peer in candidates if plan.near(peer) and _is_ip(peer.swarm.host)}
 
     async def _wait_landed(self, parsed: ParsedInfo) -> None:
         """Wait until a chunk that another transfer fetches is here, or is given up by it."""
@@ -401,14 +397,7 @@ class Transfer:
     async def _verify(self, torrent: Torrent, chunks: list[ChunkRef]) -> bool:
         """Check finished chunks from disk and enter them. Whether all were good."""
         store, at = self._around.store, self._at
-        bad = chunks
-        for pause in _SETTLE_S:
-            # A piece is reported when its hash is right, which may be before it is in the file.
-            torrent.flush()
-            await asyncio.sleep(pause)
-            bad = await asyncio.to_thread(_unsettled, store, bad)
-            if not bad:
-                break
+        await written(torrent, store, chunks)
         wrong = await asyncio.to_thread(store.verify_many, chunks)
         for chunk in chunks:
             if chunk.hex not in wrong:
@@ -429,9 +418,8 @@ class Transfer:
         self._notify()
         return not wrong
 
-    def _observe(self, torrent: Torrent, reading: Reading) -> None:
+    def _observe(self, torrent: Torrent, reading: Reading, decision: Decision) -> None:
         around, at = self._around, self._at
-        now = around.clock.monotonic()
         self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
         endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self._candidates()}
         for peer in reading.peers:
@@ -442,48 +430,41 @@ class Transfer:
                 if peer.rate:
                     around.book.measured(known.endpoint_id, peer.rate)
         for event in torrent.take_events():
-            self._on_event(event.what, event.address, event.peer, event.text, endpoints, now)
+            self._on_event(event)
+        self._report_bad(torrent)
         at.rate += _RATE_MEMORY * (reading.rate - at.rate) if at.rate else reading.rate
         at.peers = len(reading.peers)
-        if reading.peers:
-            self._set(TransferState.FETCHING, self._why_slow(reading))
+        if self._around.hold(self):
+            self._set(TransferState.WAITING, decision.reason)
+        elif reading.peers:
+            self._set(TransferState.FETCHING, self._from_whom(reading, decision))
         else:
             self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
 
-    def _on_event(
-        self,
-        what: str,
-        address: HostPort | None,
-        peer: str,
-        text: str,
-        endpoints: dict[str, PeerCandidate],
-        now: float,
-    ) -> None:
-        if what == "banned":
-            self._blame(peer)
-        elif what in ("failed", "closed") and address is not None:
-            endpoint = self._dialled.pop(address, "")
-            if endpoint:
-                self._around.book.failed(endpoint, now, text)
-                log.debug("%s: %s at %s: %s", self.manifest.reference, endpoint[:12], address, text)
-        elif what == "bad-piece":
-            log.info("%s: %s", self.manifest.reference, text)
+    def _on_event(self, event: PeerEvent) -> None:
+        if event.what == "banned":
+            self._blame(event.peer)
+            self._banned.append(event.peer)
+        elif event.what in ("failed", "closed") and event.address is not None and self._dialer is not None:
+            self._dialer.lost(event.address, event.text)
+        elif event.what == "bad-piece" and event.piece is not None:
+            self._bad_pieces.append(event.piece)
 
-    async def _dial(self, torrent: Torrent, reading: Reading) -> None:
-        """Connect to candidates that are due and not connected yet."""
-        around = self._around
-        now = around.clock.monotonic()
-        connected = {peer.peer for peer in reading.peers}
-        for peer in around.book.due(self._candidates(), now):
-            if peer_fingerprint(peer.endpoint_id) in connected:
-                continue
-            address = await _resolve(peer.swarm)
-            if address is None:
-                around.book.failed(peer.endpoint_id, now, f"{peer.swarm.host} has no address")
-                continue
-            self._dialled[address] = peer.endpoint_id
-            around.book.tried(peer.endpoint_id, now, _DIAL_PATIENCE_S)
-            torrent.dial(address)
+    def _report_bad(self, torrent: Torrent) -> None:
+        """Tell senders of bad pieces, so that an honest one with a rotten disk looks and mends."""
+        if self._banned and self._bad_pieces and self._dialer is not None:
+            digests = [torrent.parsed.chunks[piece].hex for piece in self._bad_pieces[:_REPORTS]]
+            for peer in self._candidates():
+                if peer_fingerprint(peer.endpoint_id) in self._banned:
+                    self._shunned.add(peer.endpoint_id)
+                    self._dialer.report(peer, digests)
+            self._banned.clear()
+            self._bad_pieces.clear()
+
+    def _forgive(self, reading: Reading) -> bool:
+        """Whether nobody is left but peers that libtorrent shuns for good, and one of them may be tried again."""
+        now = self._around.clock.monotonic()
+        return not reading.peers and any(self._around.book.health(peer).retry_at <= now for peer in self._shunned)
 
     # Small things
 
@@ -508,9 +489,9 @@ class Transfer:
         last = book.health(silent[0].endpoint_id).last_error
         return f"none of {len(candidates)} known holders answers (next try in {wait:.0f} s): {last}"
 
-    def _why_slow(self, reading: Reading) -> str:
-        names = [self._names.get(peer.peer, peer.peer[:PEER_ID_BYTES]) for peer in reading.peers]
-        return f"from {', '.join(sorted(names)[:8])}"
+    def _from_whom(self, reading: Reading, decision: Decision) -> str:
+        names = sorted(self._names.get(peer.peer, peer.peer) for peer in reading.peers)
+        return f"from {', '.join(names[:8])}" + (f"; {decision.reason}" if decision.reason else "")
 
     def _blame(self, peer: str) -> None:
         self._ledger.bad_peers[peer] = self._ledger.bad_peers.get(peer, 0) + 1
@@ -546,27 +527,14 @@ class Transfer:
             log.warning("the account of %s cannot be written: %s", self.manifest.reference, error)
 
 
-def _unsettled(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
-    bad = []
-    for chunk in chunks:
-        try:
-            data = store.chunk_path(chunk.hex).read_bytes()
-        except OSError:
-            data = b""
-        if blake3(data).digest() != chunk.digest:
-            bad.append(chunk)
-    return bad
-
-
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-async def _resolve(address: HostPort) -> HostPort | None:
-    """The address with an IP address for its host; None when the name has none."""
+def _is_ip(host: str) -> bool:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=1)
-    except OSError:
-        return None
-    return HostPort(str(found[0][4][0]), address.port) if found else None
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

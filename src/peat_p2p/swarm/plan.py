@@ -1,0 +1,78 @@
+"""What a transfer wants at this moment: which pieces, and from inside its site alone or from outside as well.
+
+Owns the decision that joins thrift and holding back. Two phases alternate where a site shares a thin link: *outside*,
+in which an agent wants its own share alone and connects to anybody, and *inside*, in which it wants everything and
+connects to its neighbours alone, so that nothing that a neighbour has or will have crosses the link again. Pieces that
+are begun are always finished: nothing is thrown away by a change of mind. Pure. Must not know torrents or sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.thrift import Thrift
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Pieces to want; whether to be connected to neighbours alone; what that waits for, if anything."""
+
+    wanted: frozenset[int]
+    inside: bool
+    reason: str = ""
+
+
+class Plan:
+    """The decisions of one transfer of one agent. `site` empty means: no thrift."""
+
+    def __init__(self, me: str, site: str, digests: Sequence[bytes]) -> None:
+        self._site = site
+        self._me = me
+        self._thrift = Thrift(me, digests)
+
+    def near(self, peer: PeerCandidate) -> bool:
+        """Whether a candidate is a neighbour."""
+        return bool(self._site) and peer.site == self._site and peer.endpoint_id != self._me
+
+    def decide(
+        self,
+        now: float,
+        missing: Collection[int],
+        partial: Collection[int],
+        candidates: Sequence[PeerCandidate],
+        pieces_of: Mapping[str, Sequence[bool]],
+        held: str = "",
+    ) -> Decision:
+        """Decide. `pieces_of` tells what each connected peer (by endpoint id) has; `held` is a reason to hold back."""
+        begun = frozenset(piece for piece in partial if piece in missing)
+        if held:
+            return Decision(begun, False, held)
+        everything = frozenset(missing)
+        neighbours = {peer.endpoint_id: peer for peer in candidates if self.near(peer)}
+        outside = any(not self.near(peer) for peer in candidates)
+        if not neighbours or not outside:
+            return Decision(everything, False)
+        counts = {name: sum(pieces) for name, pieces in pieces_of.items() if name in neighbours}
+        fetching = [name for name, peer in neighbours.items() if not peer.complete and not peer.kin]
+        self._thrift.observe(now, fetching, counts)
+        at_site = {
+            piece
+            for piece in missing
+            if any(piece < len(pieces_of[name]) and pieces_of[name][piece] for name in counts)
+        }
+        # A neighbour that says it is complete has what is missing, though it may not be connected yet.
+        hoped = self._hoped(now, neighbours, counts)
+        mine = frozenset() if hoped else frozenset(self._thrift.mine(now, missing, at_site))
+        if mine:
+            return Decision(mine | begun, False, f"own share of {len(mine)} chunks from outside")
+        return Decision(everything, True, "neighbours fetch the rest from outside" if not at_site else "")
+
+    def fetched(self, now: float) -> None:
+        """A piece came in."""
+        self._thrift.fetched_own(now)
+
+    def _hoped(self, now: float, neighbours: Mapping[str, PeerCandidate], counts: Mapping[str, int]) -> bool:
+        complete = {name for name, peer in neighbours.items() if peer.complete and not peer.kin}
+        return self._thrift.worth_waiting(now, complete, counts)

@@ -1,0 +1,123 @@
+"""Crossing a thin link once: which agent of a site fetches which chunk from outside.
+
+Owns the agreement. Agents of a site never talk about it: each computes it from whom it sees fetching at its site, by
+rendezvous hashing of chunk and member, and gets the same answer when it sees the same members. Rule: every missing
+chunk is always somebody's, and in the end mine: a member that goes or stands still loses its chunks to the next in the
+chunk's own order. Two agents that see different members may fetch a chunk twice; none waits for ever. Pure: time is
+an argument. Must not know torrents or documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+GRACE_S = 6.0
+MIN_PATIENCE_S = 5.0
+_PATIENCE_CHUNKS = 4.0
+
+
+@dataclass(slots=True)
+class _Member:
+    seen: float
+    progress: float
+    count: int = -1
+    connected: bool = False
+
+
+@dataclass(slots=True)
+class Thrift:
+    """The share of one agent (`me`) in the fetch of one package whose chunks are `digests`."""
+
+    me: str
+    digests: Sequence[bytes]
+    _members: dict[str, _Member] = field(default_factory=dict)
+    _awaited: dict[str, float] = field(default_factory=dict)
+    _orders: dict[int, list[str]] = field(default_factory=dict)
+    _ordered_for: tuple[str, ...] = ()
+    _chunk_time: float = 0.0
+    _last_own: float | None = None
+
+    def observe(self, now: float, members: Collection[str], held: Mapping[str, int]) -> None:
+        """Take in who fetches at this site (by documents), and how many chunks each connected one has."""
+        for name in [name for name in self._members if name not in members]:
+            del self._members[name]
+        for name in members:
+            if name == self.me:
+                continue
+            member = self._members.get(name)
+            if member is None:
+                member = self._members[name] = _Member(now, now)
+            count = held.get(name)
+            if count is None:
+                if member.connected:
+                    # It was there and is gone: no grace a second time until it comes back.
+                    member.seen = now - GRACE_S
+                member.connected = False
+                continue
+            if not member.connected or count > member.count:
+                member.progress = now
+            member.connected = True
+            member.count = count
+
+    def worth_waiting(self, now: float, complete: Collection[str], connected: Collection[str]) -> bool:
+        """Whether a neighbour that says it has everything is still being connected to; each gets its grace once."""
+        for name in complete:
+            self._awaited.setdefault(name, now)
+            if name in connected:
+                self._awaited[name] = now - GRACE_S
+        return any(now - self._awaited[name] < GRACE_S for name in complete if name not in connected)
+
+    def fetched_own(self, now: float) -> None:
+        """A chunk came in from outside: tells how long chunks take on this link."""
+        if self._last_own is not None:
+            gap = now - self._last_own
+            self._chunk_time = gap if not self._chunk_time else 0.7 * self._chunk_time + 0.3 * gap
+        self._last_own = now
+
+    @property
+    def patience(self) -> float:
+        """How long a connected member may stand still before others take its chunks."""
+        return max(MIN_PATIENCE_S, _PATIENCE_CHUNKS * self._chunk_time * max(1, len(self._members) + 1))
+
+    def live(self, now: float) -> list[str]:
+        """Members that count now, this agent included."""
+        alive = [self.me]
+        for name, member in self._members.items():
+            limit, since = (self.patience, member.progress) if member.connected else (GRACE_S, member.seen)
+            if now - since <= limit:
+                alive.append(name)
+        return sorted(alive)
+
+    def mine(self, now: float, missing: Collection[int], at_site: Collection[int]) -> set[int]:
+        """Which of the missing chunks this agent fetches from outside; those in `at_site` a neighbour has already."""
+        self._excuse(now, missing, at_site)
+        alive = set(self.live(now))
+        return {n for n in missing if n not in at_site and self._owner(n, alive) == self.me}
+
+    def _excuse(self, now: float, missing: Collection[int], at_site: Collection[int]) -> None:
+        """A member that owes nothing does not stand still, it waits."""
+        around = {self.me}
+        around.update(
+            name for name, member in self._members.items() if member.connected or now - member.seen <= GRACE_S
+        )
+        owing = {self._owner(n, around) for n in missing if n not in at_site}
+        for name, member in self._members.items():
+            if member.connected and name not in owing:
+                member.progress = now
+
+    def _owner(self, number: int, alive: set[str]) -> str:
+        everyone = (*sorted(self._members), self.me)
+        if everyone != self._ordered_for:
+            self._orders.clear()
+            self._ordered_for = everyone
+        order = self._orders.get(number)
+        if order is None:
+            order = self._orders[number] = rendezvous(self.digests[number], everyone)
+        return next(name for name in order if name in alive)
+
+
+def rendezvous(key: bytes, members: Collection[str]) -> list[str]:
+    """Members in the order in which they are responsible for `key`. One going changes nothing among the others."""
+    return sorted(members, key=lambda name: (blake2b(name.encode(), key=key[:32], digest_size=8).digest(), name))
