@@ -112,6 +112,33 @@ async def test_with_tls_strangers_are_refused(run, caller, tmp_path):
                 await client.get_status()
 
 
+async def test_with_tls_a_member_that_could_gain_a_voice_is_refused(run, caller):
+    hub = {"listen": (EVERYWHERE,), "roles": (Role.HUB,)}
+    async with run("hub", node=hub, tls=True) as endpoints:
+        async with SidecarClient(endpoints.api, tls=caller("edge-7", Role.AGENT)) as client:
+            for call in (client.get_status(), client.put_document("commands", "k", {"target_id": "*"})):
+                with pytest.raises(DeniedError, match="operator is needed"):
+                    await call
+            with pytest.raises(DeniedError, match="operator is needed"):
+                await anext(client.subscribe())
+        async with SidecarClient(endpoints.api, tls=caller("boss", Role.OPERATOR)) as client:
+            assert await client.list_documents("commands") == []
+
+
+async def test_with_tls_a_revoked_operator_is_refused(run, caller, formation):
+    lost, boss = caller("lost", Role.OPERATOR), caller("boss", Role.OPERATOR)
+    endpoint = {node.node_id: node.endpoint_id for node in formation.nodes()}["lost"]
+    async with (
+        run("hub", node={"listen": (EVERYWHERE,), "roles": (Role.HUB,)}, tls=True) as endpoints,
+        SidecarClient(endpoints.api, tls=lost) as client,
+        SidecarClient(endpoints.api, tls=boss) as other,
+    ):
+        await client.get_status()
+        await other.put_document("revocations", f"endpoint:{endpoint}", {"reason": "laptop stolen"})
+        with pytest.raises(DeniedError, match="laptop stolen"):
+            await client.get_status()
+
+
 async def test_nothing_but_the_services_is_served(endpoints):
     async with aiohttp.ClientSession() as session:
         for path in ("/", "/metrics", "/peat.sidecar.v1.PeatSidecar", "/peat.sidecar.v1.PeatSidecarX/GetStatus"):

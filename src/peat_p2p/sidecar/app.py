@@ -18,6 +18,8 @@ from peat_p2p.core.config import Endpoints, NodeConfig
 from peat_p2p.core.errors import ConfigError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Limits
+from peat_p2p.fleet.fields import parse
+from peat_p2p.fleet.ids import REVOCATIONS
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.mesh.types import MeshConfig
 from peat_p2p.sidecar.config import SidecarConfig
@@ -26,9 +28,11 @@ from peat_p2p.sidecar.node import NodeService
 from peat_p2p.sidecar.server import read_token, serving
 from peat_p2p.sidecar.service import SidecarService
 from peat_p2p.sidecar.watcher import Watcher
+from peat_p2p.trust.access import require_caller
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.formation import dev_credentials
 from peat_p2p.trust.identity import Role
+from peat_p2p.trust.revocation import RevocationSet
 from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_pb import NodePhase
 
 DATABASE = "sidecar.db"
@@ -43,6 +47,10 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
     node.data_dir.mkdir(parents=True, exist_ok=True)
     credentials = load_credentials(node)
     phase = NodePhase.INITIALIZING
+
+    def revoked() -> RevocationSet:
+        documents = {it.doc_id: parse(it.json) for it in replica.read(REVOCATIONS)}
+        return RevocationSet.read(documents, credentials.anchor)
 
     def stopping() -> None:
         nonlocal phase
@@ -59,10 +67,11 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
         urls = await stack.enter_async_context(
             serving(
                 node.api_listen,
-                SidecarService(replica, mesh, credentials, feeds, lambda: phase),
+                SidecarService(replica, mesh, credentials, feeds, time, lambda: phase),
                 NodeService(replica, mesh, node),
                 token=token,
                 tls=credentials.server_context() if config.tls else None,
+                admit=lambda secured: require_caller(secured, credentials, time.wall(), revoked()),
                 max_message_bytes=config.max_message_bytes,
                 on_stop=stopping,
             )

@@ -15,9 +15,9 @@ from aiohttp import web
 from connectrpc.interceptor import Interceptor
 
 from peat_p2p.core.address import ListenAddress
-from peat_p2p.core.errors import ConfigError
+from peat_p2p.core.errors import ConfigError, UnavailableError
 from peat_p2p.sidecar.listen import listening
-from peat_p2p.wire.asgi import make_runner, mount
+from peat_p2p.wire.asgi import Guard, make_runner, mount
 from peat_p2p.wire.auth import BearerInterceptor
 from peat_p2p.wire.errors import ErrorInterceptor
 from peat_p2p.wire.gen.peat.node.v1.node_connect import PeatNode, PeatNodeASGIApplication
@@ -34,24 +34,41 @@ async def serving(
     *,
     token: str | None,
     tls: ssl.SSLContext | None,
+    admit: Callable[[ssl.SSLObject], object],
     max_message_bytes: int,
     on_stop: Callable[[], None],
 ) -> AsyncIterator[tuple[str, ...]]:
-    """Answer on all `addresses`; gives their URLs. `on_stop` is called before open calls are ended."""
+    """Answer on all `addresses`; gives their URLs.
+
+    With `tls`, `admit` is asked about each caller and raises PeatError to refuse it. `on_stop` is called before open
+    calls are ended.
+    """
     errors = ErrorInterceptor(read_limit_hint=SIZE_HINT)
 
-    def runner(interceptors: list[Interceptor]) -> web.AppRunner:
+    def guard(request: web.Request) -> None:
+        secured = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+        if secured is None:
+            raise UnavailableError("the connection is gone")
+        admit(secured)
+
+    def runner(interceptors: list[Interceptor], guard: Guard | None) -> web.AppRunner:
         app = web.Application()
         limit = max_message_bytes
-        mount(app, PeatSidecarASGIApplication(sidecar, interceptors=interceptors, read_max_bytes=limit))
-        mount(app, PeatNodeASGIApplication(node, interceptors=interceptors, read_max_bytes=limit))
+        services = (
+            PeatSidecarASGIApplication(sidecar, interceptors=interceptors, read_max_bytes=limit),
+            PeatNodeASGIApplication(node, interceptors=interceptors, read_max_bytes=limit),
+        )
+        for service in services:
+            mount(app, service, guard=guard)
         return make_runner(app)
 
     async with AsyncExitStack() as stack:
         # The sockets are opened first and closed last: the loop must let go of one before it is closed.
         listeners = [stack.enter_context(listening(address)) for address in addresses]
-        local = runner([errors])
-        remote = runner([errors, BearerInterceptor(token)] if token is not None else [errors])
+        local = runner([errors], None)
+        remote = runner(
+            [errors, BearerInterceptor(token)] if token is not None else [errors], None if tls is None else guard
+        )
         for made in (local, remote):
             await made.setup()
             stack.push_async_callback(made.cleanup)

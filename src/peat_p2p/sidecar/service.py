@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from connectrpc.request import RequestContext
@@ -16,13 +16,14 @@ from protobuf import Message
 
 from peat_p2p.client.queries import from_proto
 from peat_p2p.core.address import HostPort, check_endpoint_id
+from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.documents.jsontext import split_object
 from peat_p2p.documents.replica import Replica
-from peat_p2p.fleet.ids import COMMANDS
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.sidecar.checks import check_collection, check_id
-from peat_p2p.sidecar.commands import ENVELOPE, envelope_for
 from peat_p2p.sidecar.feed import Feeds
+from peat_p2p.sidecar.sealing import SIGNED, signature_fields
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.wire.documents import COLLECTIONS, from_json, to_fields
 from peat_p2p.wire.gen.peat.sidecar.v1 import sidecar_pb as pb
@@ -46,11 +47,14 @@ class Phase(Protocol):
 class SidecarService(PeatSidecar):
     """The calls of one sidecar."""
 
-    def __init__(self, replica: Replica, mesh: Mesh, credentials: NodeCredentials, feeds: Feeds, phase: Phase) -> None:
+    def __init__(
+        self, replica: Replica, mesh: Mesh, credentials: NodeCredentials, feeds: Feeds, clock: Clock, phase: Phase
+    ) -> None:
         self._replica = replica
         self._mesh = mesh
         self._credentials = credentials
         self._feeds = feeds
+        self._clock = clock
         self._phase = phase
 
     async def get_status(self, request: pb.GetStatusRequest, ctx: Context, /) -> pb.GetStatusResponse:
@@ -88,10 +92,11 @@ class SidecarService(PeatSidecar):
     async def put_document(self, request: pb.PutDocumentRequest, ctx: Context, /) -> pb.PutDocumentResponse:
         """Merge a JSON object into a document."""
         collection, doc_id = check_collection(request.collection), check_id(request.doc_id)
-        text = request.json_data
-        if collection == COMMANDS:
-            text = self._with_envelope(doc_id, text)
-        await self._replica.put(collection, doc_id, text)
+        if collection in SIGNED:
+            fields = split_object(request.json_data)
+            await self._put_fields(collection, doc_id, fields)
+        else:
+            await self._replica.put(collection, doc_id, request.json_data)
         return pb.PutDocumentResponse()
 
     async def get_document(self, request: pb.GetDocumentRequest, ctx: Context, /) -> pb.GetDocumentResponse:
@@ -180,12 +185,15 @@ class SidecarService(PeatSidecar):
         fields = to_fields(message)
         doc_id = check_id(json.loads(fields["id"]), what)
         collection = COLLECTIONS[kind]
-        if collection == COMMANDS:
-            present = self._replica.get(COMMANDS, doc_id)
-            written = {key: json.loads(text) for key, text in fields.items()}
-            envelope = envelope_for(self._credentials, doc_id, present.json if present else None, written)
-            if envelope is not None:
-                fields[ENVELOPE] = envelope
+        await self._put_fields(collection, doc_id, fields)
+
+    async def _put_fields(self, collection: str, doc_id: str, fields: Mapping[str, str]) -> None:
+        if collection in SIGNED:
+            present = self._replica.get(collection, doc_id)
+            text = None if present is None else present.json
+            now = self._clock.wall()
+            added = signature_fields(self._credentials, collection, doc_id, text, _parsed(fields), now)
+            fields = {**fields, **added}
         await self._replica.put_fields(collection, doc_id, fields)
 
     async def _read(self, kind: type[M]) -> list[M]:
@@ -196,18 +204,9 @@ class SidecarService(PeatSidecar):
                 await asyncio.sleep(0)
         return messages
 
-    def _with_envelope(self, doc_id: str, text: str) -> str:
-        """`text` with an envelope as one key more, if one is due. What is no JSON object is left to the replica."""
-        try:
-            written = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        if not isinstance(written, dict):
-            return text
-        present = self._replica.get(COMMANDS, doc_id)
-        envelope = envelope_for(self._credentials, doc_id, present.json if present else None, written)
-        if envelope is None:
-            return text
-        # Spliced in rather than written anew, so that every other value keeps its text.
-        head = text.rstrip().removesuffix("}")
-        return f'{head}{"," if written else ""}"{ENVELOPE}":{envelope}}}'
+
+def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return {key: json.loads(text) for key, text in fields.items()}
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"what is signed must be plain JSON: {error}") from None

@@ -8,12 +8,19 @@ goes away, where the adapter would report an empty body for ever and make each o
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp_asgi.resource import ASGIContext, ASGIResource
+from connectrpc.code import Code
 from connectrpc.server import ConnectASGIApplication
+
+from peat_p2p.core.errors import PeatError
+from peat_p2p.wire.errors import to_connect
+
+Guard: TypeAlias = Callable[[web.Request], None]
 
 # How long open calls may go on once the server stops.
 SHUTDOWN_SECONDS = 1.0
@@ -39,7 +46,14 @@ class _Context(ASGIContext):
 
 
 class _Resource(ASGIResource):
+    guard: Guard | None = None
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self.guard is not None:
+            try:
+                self.guard(request)
+            except PeatError as error:
+                return _refusal(error)
         context = _Context(self._asgi_app, request, "")
         try:
             return await context.get_response()
@@ -48,10 +62,21 @@ class _Resource(ASGIResource):
             return context.response or web.Response(status=499)
 
 
-def mount(app: web.Application, service: ConnectASGIApplication[Any]) -> None:
-    """Serve `service` in `app` under its own path."""
+def mount(app: web.Application, service: ConnectASGIApplication[Any], *, guard: Guard | None = None) -> None:
+    """Serve `service` in `app` under its own path.
+
+    `guard` sees each request first and raises PeatError to refuse it.
+    """
     # The trailing slash keeps a service from answering for another whose name begins alike.
-    app.router.register_resource(_Resource(service, root_path=f"{service.path}/"))
+    resource = _Resource(service, root_path=f"{service.path}/")
+    resource.guard = guard
+    app.router.register_resource(resource)
+
+
+def _refusal(error: PeatError) -> web.Response:
+    refused = to_connect(error)
+    status = 403 if refused.code is Code.PERMISSION_DENIED else 401
+    return web.json_response({"code": refused.code.value, "message": refused.message}, status=status)
 
 
 def make_runner(app: web.Application) -> web.AppRunner:

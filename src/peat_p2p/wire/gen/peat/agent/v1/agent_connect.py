@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import agent_pb
-from .agent_pb import ListPackagesRequest, ListPackagesResponse, ListTransfersRequest, ListTransfersResponse, PublishProgress, PublishRequest, PullRequest, Transfer
+from .agent_pb import CollectGarbageRequest, CollectGarbageResponse, ExplainRequest, ExplainResponse, ListPackagesRequest, ListPackagesResponse, ListTransfersRequest, ListTransfersResponse, PinPackageRequest, PinPackageResponse, PublishProgress, PublishRequest, PullRequest, RemovePackageRequest, RemovePackageResponse, ShowPackageRequest, ShowPackageResponse, StatStoreRequest, StatStoreResponse, Transfer, VerifyStoreProgress, VerifyStoreRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -50,6 +50,45 @@ class PeatAgent(Protocol):
         """
         Packages known in the fleet with their holders, and what this agent has of each.
         """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def show_package(self, request: ShowPackageRequest, ctx: RequestContext[ShowPackageRequest, ShowPackageResponse], /) -> ShowPackageResponse:
+        """
+        One package with its entries.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def explain(self, request: ExplainRequest, ctx: RequestContext[ExplainRequest, ExplainResponse], /) -> ExplainResponse:
+        """
+        Why a package is here or not: everything this agent knows that bears on it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def remove_package(self, request: RemovePackageRequest, ctx: RequestContext[RemovePackageRequest, RemovePackageResponse], /) -> RemovePackageResponse:
+        """
+        Drops a package from this agent's store and stops offering it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def pin_package(self, request: PinPackageRequest, ctx: RequestContext[PinPackageRequest, PinPackageResponse], /) -> PinPackageResponse:
+        """
+        Keeps a package from eviction, or no longer.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def verify_store(self, request: VerifyStoreRequest, ctx: RequestContext[VerifyStoreRequest, VerifyStoreProgress], /) -> AsyncIterator[VerifyStoreProgress]:
+        """
+        Reads every chunk and checks it; what is rotten is fetched again. The last message has `done`.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def collect_garbage(self, request: CollectGarbageRequest, ctx: RequestContext[CollectGarbageRequest, CollectGarbageResponse], /) -> CollectGarbageResponse:
+        """
+        Removes chunks that belong to no package.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def stat_store(self, request: StatStoreRequest, ctx: RequestContext[StatStoreRequest, StatStoreResponse], /) -> StatStoreResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     @classmethod
@@ -113,6 +152,83 @@ class PeatAgentASGIApplication(ConnectASGIApplication[PeatAgent]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.list_packages,
+                ),
+                "/peat.agent.v1.PeatAgent/ShowPackage": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ShowPackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=ShowPackageRequest,
+                        output=ShowPackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.show_package,
+                ),
+                "/peat.agent.v1.PeatAgent/Explain": Endpoint.unary(
+                    method=MethodInfo(
+                        name="Explain",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=ExplainRequest,
+                        output=ExplainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.explain,
+                ),
+                "/peat.agent.v1.PeatAgent/RemovePackage": Endpoint.unary(
+                    method=MethodInfo(
+                        name="RemovePackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=RemovePackageRequest,
+                        output=RemovePackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.remove_package,
+                ),
+                "/peat.agent.v1.PeatAgent/PinPackage": Endpoint.unary(
+                    method=MethodInfo(
+                        name="PinPackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=PinPackageRequest,
+                        output=PinPackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.pin_package,
+                ),
+                "/peat.agent.v1.PeatAgent/VerifyStore": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="VerifyStore",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=VerifyStoreRequest,
+                        output=VerifyStoreProgress,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.verify_store,
+                ),
+                "/peat.agent.v1.PeatAgent/CollectGarbage": Endpoint.unary(
+                    method=MethodInfo(
+                        name="CollectGarbage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=CollectGarbageRequest,
+                        output=CollectGarbageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.collect_garbage,
+                ),
+                "/peat.agent.v1.PeatAgent/StatStore": Endpoint.unary(
+                    method=MethodInfo(
+                        name="StatStore",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=StatStoreRequest,
+                        output=StatStoreResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.stat_store,
                 ),
             },
             interceptors=interceptors,
@@ -217,6 +333,164 @@ class PeatAgentClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    async def show_package(
+        self,
+        request: ShowPackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ShowPackageResponse:
+        """
+        One package with its entries.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ShowPackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=ShowPackageRequest,
+                output=ShowPackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def explain(
+        self,
+        request: ExplainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ExplainResponse:
+        """
+        Why a package is here or not: everything this agent knows that bears on it.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="Explain",
+                service_name="peat.agent.v1.PeatAgent",
+                input=ExplainRequest,
+                output=ExplainResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def remove_package(
+        self,
+        request: RemovePackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RemovePackageResponse:
+        """
+        Drops a package from this agent's store and stops offering it.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RemovePackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=RemovePackageRequest,
+                output=RemovePackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def pin_package(
+        self,
+        request: PinPackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> PinPackageResponse:
+        """
+        Keeps a package from eviction, or no longer.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="PinPackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=PinPackageRequest,
+                output=PinPackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def verify_store(
+        self,
+        request: VerifyStoreRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[VerifyStoreProgress]:
+        """
+        Reads every chunk and checks it; what is rotten is fetched again. The last message has `done`.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="VerifyStore",
+                service_name="peat.agent.v1.PeatAgent",
+                input=VerifyStoreRequest,
+                output=VerifyStoreProgress,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def collect_garbage(
+        self,
+        request: CollectGarbageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CollectGarbageResponse:
+        """
+        Removes chunks that belong to no package.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CollectGarbage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=CollectGarbageRequest,
+                output=CollectGarbageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def stat_store(
+        self,
+        request: StatStoreRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> StatStoreResponse:
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="StatStore",
+                service_name="peat.agent.v1.PeatAgent",
+                input=StatStoreRequest,
+                output=StatStoreResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class PeatAgentSync(Protocol):
     def publish(self, request: PublishRequest, ctx: RequestContext[PublishRequest, PublishProgress], /) -> Iterator[PublishProgress]:
@@ -238,6 +512,45 @@ class PeatAgentSync(Protocol):
         """
         Packages known in the fleet with their holders, and what this agent has of each.
         """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def show_package(self, request: ShowPackageRequest, ctx: RequestContext[ShowPackageRequest, ShowPackageResponse], /) -> ShowPackageResponse:
+        """
+        One package with its entries.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def explain(self, request: ExplainRequest, ctx: RequestContext[ExplainRequest, ExplainResponse], /) -> ExplainResponse:
+        """
+        Why a package is here or not: everything this agent knows that bears on it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def remove_package(self, request: RemovePackageRequest, ctx: RequestContext[RemovePackageRequest, RemovePackageResponse], /) -> RemovePackageResponse:
+        """
+        Drops a package from this agent's store and stops offering it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def pin_package(self, request: PinPackageRequest, ctx: RequestContext[PinPackageRequest, PinPackageResponse], /) -> PinPackageResponse:
+        """
+        Keeps a package from eviction, or no longer.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def verify_store(self, request: VerifyStoreRequest, ctx: RequestContext[VerifyStoreRequest, VerifyStoreProgress], /) -> Iterator[VerifyStoreProgress]:
+        """
+        Reads every chunk and checks it; what is rotten is fetched again. The last message has `done`.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def collect_garbage(self, request: CollectGarbageRequest, ctx: RequestContext[CollectGarbageRequest, CollectGarbageResponse], /) -> CollectGarbageResponse:
+        """
+        Removes chunks that belong to no package.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def stat_store(self, request: StatStoreRequest, ctx: RequestContext[StatStoreRequest, StatStoreResponse], /) -> StatStoreResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     @classmethod
@@ -299,6 +612,83 @@ class PeatAgentWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.list_packages,
+                ),
+                "/peat.agent.v1.PeatAgent/ShowPackage": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ShowPackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=ShowPackageRequest,
+                        output=ShowPackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.show_package,
+                ),
+                "/peat.agent.v1.PeatAgent/Explain": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="Explain",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=ExplainRequest,
+                        output=ExplainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.explain,
+                ),
+                "/peat.agent.v1.PeatAgent/RemovePackage": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="RemovePackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=RemovePackageRequest,
+                        output=RemovePackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.remove_package,
+                ),
+                "/peat.agent.v1.PeatAgent/PinPackage": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="PinPackage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=PinPackageRequest,
+                        output=PinPackageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.pin_package,
+                ),
+                "/peat.agent.v1.PeatAgent/VerifyStore": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="VerifyStore",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=VerifyStoreRequest,
+                        output=VerifyStoreProgress,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.verify_store,
+                ),
+                "/peat.agent.v1.PeatAgent/CollectGarbage": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="CollectGarbage",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=CollectGarbageRequest,
+                        output=CollectGarbageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.collect_garbage,
+                ),
+                "/peat.agent.v1.PeatAgent/StatStore": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="StatStore",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=StatStoreRequest,
+                        output=StatStoreResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.stat_store,
                 ),
             },
             interceptors=interceptors,
@@ -397,6 +787,164 @@ class PeatAgentClientSync(ConnectClientSync):
                 service_name="peat.agent.v1.PeatAgent",
                 input=ListPackagesRequest,
                 output=ListPackagesResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def show_package(
+        self,
+        request: ShowPackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ShowPackageResponse:
+        """
+        One package with its entries.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ShowPackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=ShowPackageRequest,
+                output=ShowPackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def explain(
+        self,
+        request: ExplainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ExplainResponse:
+        """
+        Why a package is here or not: everything this agent knows that bears on it.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="Explain",
+                service_name="peat.agent.v1.PeatAgent",
+                input=ExplainRequest,
+                output=ExplainResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def remove_package(
+        self,
+        request: RemovePackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RemovePackageResponse:
+        """
+        Drops a package from this agent's store and stops offering it.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RemovePackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=RemovePackageRequest,
+                output=RemovePackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def pin_package(
+        self,
+        request: PinPackageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> PinPackageResponse:
+        """
+        Keeps a package from eviction, or no longer.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="PinPackage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=PinPackageRequest,
+                output=PinPackageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def verify_store(
+        self,
+        request: VerifyStoreRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[VerifyStoreProgress]:
+        """
+        Reads every chunk and checks it; what is rotten is fetched again. The last message has `done`.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="VerifyStore",
+                service_name="peat.agent.v1.PeatAgent",
+                input=VerifyStoreRequest,
+                output=VerifyStoreProgress,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def collect_garbage(
+        self,
+        request: CollectGarbageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CollectGarbageResponse:
+        """
+        Removes chunks that belong to no package.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CollectGarbage",
+                service_name="peat.agent.v1.PeatAgent",
+                input=CollectGarbageRequest,
+                output=CollectGarbageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def stat_store(
+        self,
+        request: StatStoreRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> StatStoreResponse:
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="StatStore",
+                service_name="peat.agent.v1.PeatAgent",
+                input=StatStoreRequest,
+                output=StatStoreResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

@@ -18,6 +18,672 @@ if TYPE_CHECKING:
     from protobuf import DescFile
 
 
+_ShowPackageRequestFields: TypeAlias = Literal["name", "version", "arch"]
+
+class ShowPackageRequest(Message[_ShowPackageRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.ShowPackageRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        version:
+            ```proto
+            string version = 2;
+            ```
+        arch:
+            ```proto
+            string arch = 3;
+            ```
+    """
+
+    __slots__ = ("name", "version", "arch")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            version: str = "",
+            arch: str = "",
+        ) -> None:
+            pass
+
+        name: str
+        version: str
+        arch: str
+
+_ShowPackageResponseFields: TypeAlias = Literal["package", "annotations", "entries", "unique_bytes", "average_chunk_bytes", "pinned"]
+
+class ShowPackageResponse(Message[_ShowPackageResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.ShowPackageResponse
+    ```
+
+    Attributes:
+        package:
+            ```proto
+            optional peat.agent.v1.Package package = 1;
+            ```
+        annotations:
+            ```proto
+            map<string, string> annotations = 2;
+            ```
+        entries:
+            Absent entries: the list is known only to an agent that holds the package or has begun to fetch it.
+
+            ```proto
+            repeated peat.agent.v1.Entry entries = 3;
+            ```
+        unique_bytes:
+            Bytes of distinct chunks: what an agent with nothing fetches.
+
+            ```proto
+            uint64 unique_bytes = 4;
+            ```
+        average_chunk_bytes:
+            ```proto
+            uint64 average_chunk_bytes = 5;
+            ```
+        pinned:
+            ```proto
+            bool pinned = 6;
+            ```
+    """
+
+    __slots__ = ("package", "annotations", "entries", "unique_bytes", "average_chunk_bytes", "pinned")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            package: Package | None = None,
+            annotations: dict[str, str] | None = None,
+            entries: list[Entry] | None = None,
+            unique_bytes: int = 0,
+            average_chunk_bytes: int = 0,
+            pinned: bool = False,
+        ) -> None:
+            pass
+
+        package: Package | None
+        annotations: dict[str, str]
+        entries: list[Entry]
+        unique_bytes: int
+        average_chunk_bytes: int
+        pinned: bool
+
+_EntryFields: TypeAlias = Literal["path", "kind", "mode", "size", "target"]
+
+class Entry(Message[_EntryFields]):
+    """
+    ```proto
+    message peat.agent.v1.Entry
+    ```
+
+    Attributes:
+        path:
+            ```proto
+            string path = 1;
+            ```
+        kind:
+            "file", "directory", "symlink".
+
+            ```proto
+            string kind = 2;
+            ```
+        mode:
+            ```proto
+            uint32 mode = 3;
+            ```
+        size:
+            ```proto
+            uint64 size = 4;
+            ```
+        target:
+            ```proto
+            string target = 5;
+            ```
+    """
+
+    __slots__ = ("path", "kind", "mode", "size", "target")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            path: str = "",
+            kind: str = "",
+            mode: int = 0,
+            size: int = 0,
+            target: str = "",
+        ) -> None:
+            pass
+
+        path: str
+        kind: str
+        mode: int
+        size: int
+        target: str
+
+_ExplainRequestFields: TypeAlias = Literal["name", "version", "arch"]
+
+class ExplainRequest(Message[_ExplainRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.ExplainRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        version:
+            ```proto
+            string version = 2;
+            ```
+        arch:
+            ```proto
+            string arch = 3;
+            ```
+    """
+
+    __slots__ = ("name", "version", "arch")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            version: str = "",
+            arch: str = "",
+        ) -> None:
+            pass
+
+        name: str
+        version: str
+        arch: str
+
+_ExplainResponseFields: TypeAlias = Literal["verdict", "facts"]
+
+class ExplainResponse(Message[_ExplainResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.ExplainResponse
+    ```
+
+    Attributes:
+        verdict:
+            One sentence.
+
+            ```proto
+            string verdict = 1;
+            ```
+        facts:
+            ```proto
+            repeated peat.agent.v1.Fact facts = 2;
+            ```
+    """
+
+    __slots__ = ("verdict", "facts")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            verdict: str = "",
+            facts: list[Fact] | None = None,
+        ) -> None:
+            pass
+
+        verdict: str
+        facts: list[Fact]
+
+_FactFields: TypeAlias = Literal["about", "subject", "state", "text"]
+
+class Fact(Message[_FactFields]):
+    """
+    ```proto
+    message peat.agent.v1.Fact
+    ```
+
+    Attributes:
+        about:
+            "package", "here", "transfer", "holder", "command", "deployment", "sidecar".
+
+            ```proto
+            string about = 1;
+            ```
+        subject:
+            Which one: an agent's id, a command's id, NAME:VERSION.
+
+            ```proto
+            string subject = 2;
+            ```
+        state:
+            A word: "complete", "waiting", "late" …
+
+            ```proto
+            string state = 3;
+            ```
+        text:
+            ```proto
+            string text = 4;
+            ```
+    """
+
+    __slots__ = ("about", "subject", "state", "text")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            about: str = "",
+            subject: str = "",
+            state: str = "",
+            text: str = "",
+        ) -> None:
+            pass
+
+        about: str
+        subject: str
+        state: str
+        text: str
+
+_RemovePackageRequestFields: TypeAlias = Literal["name", "version", "arch", "force"]
+
+class RemovePackageRequest(Message[_RemovePackageRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.RemovePackageRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        version:
+            ```proto
+            string version = 2;
+            ```
+        arch:
+            ```proto
+            string arch = 3;
+            ```
+        force:
+            Also when no other agent in reach is known to hold it.
+
+            ```proto
+            bool force = 4;
+            ```
+    """
+
+    __slots__ = ("name", "version", "arch", "force")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            version: str = "",
+            arch: str = "",
+            force: bool = False,
+        ) -> None:
+            pass
+
+        name: str
+        version: str
+        arch: str
+        force: bool
+
+_RemovePackageResponseFields: TypeAlias = Literal["package", "freed_bytes"]
+
+class RemovePackageResponse(Message[_RemovePackageResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.RemovePackageResponse
+    ```
+
+    Attributes:
+        package:
+            ```proto
+            optional peat.agent.v1.Package package = 1;
+            ```
+        freed_bytes:
+            ```proto
+            uint64 freed_bytes = 2;
+            ```
+    """
+
+    __slots__ = ("package", "freed_bytes")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            package: Package | None = None,
+            freed_bytes: int = 0,
+        ) -> None:
+            pass
+
+        package: Package | None
+        freed_bytes: int
+
+_PinPackageRequestFields: TypeAlias = Literal["name", "version", "arch", "pinned"]
+
+class PinPackageRequest(Message[_PinPackageRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.PinPackageRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        version:
+            ```proto
+            string version = 2;
+            ```
+        arch:
+            ```proto
+            string arch = 3;
+            ```
+        pinned:
+            ```proto
+            bool pinned = 4;
+            ```
+    """
+
+    __slots__ = ("name", "version", "arch", "pinned")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            version: str = "",
+            arch: str = "",
+            pinned: bool = False,
+        ) -> None:
+            pass
+
+        name: str
+        version: str
+        arch: str
+        pinned: bool
+
+_PinPackageResponseFields: TypeAlias = Literal["package"]
+
+class PinPackageResponse(Message[_PinPackageResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.PinPackageResponse
+    ```
+
+    Attributes:
+        package:
+            ```proto
+            optional peat.agent.v1.Package package = 1;
+            ```
+    """
+
+    __slots__ = ("package",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            package: Package | None = None,
+        ) -> None:
+            pass
+
+        package: Package | None
+
+_VerifyStoreRequestFields: TypeAlias = NoReturn
+
+class VerifyStoreRequest(Message[_VerifyStoreRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.VerifyStoreRequest
+    ```
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+        ) -> None:
+            pass
+
+_VerifyStoreProgressFields: TypeAlias = Literal["bytes_done", "bytes_total", "chunks", "bad_chunks", "repairing", "done"]
+
+class VerifyStoreProgress(Message[_VerifyStoreProgressFields]):
+    """
+    ```proto
+    message peat.agent.v1.VerifyStoreProgress
+    ```
+
+    Attributes:
+        bytes_done:
+            ```proto
+            uint64 bytes_done = 1;
+            ```
+        bytes_total:
+            ```proto
+            uint64 bytes_total = 2;
+            ```
+        chunks:
+            ```proto
+            uint32 chunks = 3;
+            ```
+        bad_chunks:
+            ```proto
+            uint32 bad_chunks = 4;
+            ```
+        repairing:
+            NAME:VERSION of the packages that lost chunks and are fetched again.
+
+            ```proto
+            repeated string repairing = 5;
+            ```
+        done:
+            ```proto
+            bool done = 6;
+            ```
+    """
+
+    __slots__ = ("bytes_done", "bytes_total", "chunks", "bad_chunks", "repairing", "done")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            bytes_done: int = 0,
+            bytes_total: int = 0,
+            chunks: int = 0,
+            bad_chunks: int = 0,
+            repairing: list[str] | None = None,
+            done: bool = False,
+        ) -> None:
+            pass
+
+        bytes_done: int
+        bytes_total: int
+        chunks: int
+        bad_chunks: int
+        repairing: list[str]
+        done: bool
+
+_CollectGarbageRequestFields: TypeAlias = NoReturn
+
+class CollectGarbageRequest(Message[_CollectGarbageRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.CollectGarbageRequest
+    ```
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+        ) -> None:
+            pass
+
+_CollectGarbageResponseFields: TypeAlias = Literal["chunks", "bytes", "strays"]
+
+class CollectGarbageResponse(Message[_CollectGarbageResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.CollectGarbageResponse
+    ```
+
+    Attributes:
+        chunks:
+            ```proto
+            uint32 chunks = 1;
+            ```
+        bytes:
+            ```proto
+            uint64 bytes = 2;
+            ```
+        strays:
+            ```proto
+            uint32 strays = 3;
+            ```
+    """
+
+    __slots__ = ("chunks", "bytes", "strays")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            chunks: int = 0,
+            bytes: int = 0,
+            strays: int = 0,
+        ) -> None:
+            pass
+
+        chunks: int
+        bytes: int
+        strays: int
+
+_StatStoreRequestFields: TypeAlias = NoReturn
+
+class StatStoreRequest(Message[_StatStoreRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.StatStoreRequest
+    ```
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+        ) -> None:
+            pass
+
+_StatStoreResponseFields: TypeAlias = Literal["packages", "chunks", "chunk_bytes", "loose_chunks", "loose_bytes", "free_bytes", "delivered_bytes", "path"]
+
+class StatStoreResponse(Message[_StatStoreResponseFields]):
+    """
+    ```proto
+    message peat.agent.v1.StatStoreResponse
+    ```
+
+    Attributes:
+        packages:
+            ```proto
+            uint32 packages = 1;
+            ```
+        chunks:
+            ```proto
+            uint32 chunks = 2;
+            ```
+        chunk_bytes:
+            ```proto
+            uint64 chunk_bytes = 3;
+            ```
+        loose_chunks:
+            ```proto
+            uint32 loose_chunks = 4;
+            ```
+        loose_bytes:
+            ```proto
+            uint64 loose_bytes = 5;
+            ```
+        free_bytes:
+            ```proto
+            uint64 free_bytes = 6;
+            ```
+        delivered_bytes:
+            What the packages hold when delivered: more than chunk_bytes when they share or compress well.
+
+            ```proto
+            uint64 delivered_bytes = 7;
+            ```
+        path:
+            ```proto
+            string path = 8;
+            ```
+    """
+
+    __slots__ = ("packages", "chunks", "chunk_bytes", "loose_chunks", "loose_bytes", "free_bytes", "delivered_bytes", "path")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            packages: int = 0,
+            chunks: int = 0,
+            chunk_bytes: int = 0,
+            loose_chunks: int = 0,
+            loose_bytes: int = 0,
+            free_bytes: int = 0,
+            delivered_bytes: int = 0,
+            path: str = "",
+        ) -> None:
+            pass
+
+        packages: int
+        chunks: int
+        chunk_bytes: int
+        loose_chunks: int
+        loose_bytes: int
+        free_bytes: int
+        delivered_bytes: int
+        path: str
+
 _PublishRequestFields: TypeAlias = Literal["path", "name", "version", "arch"]
 
 class PublishRequest(Message[_PublishRequestFields]):
@@ -174,7 +840,7 @@ class PullRequest(Message[_PullRequestFields]):
         destination: str
         wait: bool
 
-_PackageFields: TypeAlias = Literal["name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed"]
+_PackageFields: TypeAlias = Literal["name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed", "copies", "under_replicated", "revoked"]
 
 class Package(Message[_PackageFields]):
     """
@@ -243,9 +909,27 @@ class Package(Message[_PackageFields]):
             ```proto
             bool deployed = 13;
             ```
+        copies:
+            Agents in reach (this one included) that hold it whole.
+
+            ```proto
+            uint32 copies = 14;
+            ```
+        under_replicated:
+            Fewer copies than this agent is set to want in the fleet.
+
+            ```proto
+            bool under_replicated = 15;
+            ```
+        revoked:
+            Why it must not be used; empty when nothing speaks against it.
+
+            ```proto
+            string revoked = 16;
+            ```
     """
 
-    __slots__ = ("name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed")
+    __slots__ = ("name", "version", "arch", "digest", "total_bytes", "files", "chunks", "publisher", "published_at", "holders", "held_bytes", "manifest", "deployed", "copies", "under_replicated", "revoked")
 
     if TYPE_CHECKING:
 
@@ -265,6 +949,9 @@ class Package(Message[_PackageFields]):
             held_bytes: int = 0,
             manifest: str = "",
             deployed: bool = False,
+            copies: int = 0,
+            under_replicated: bool = False,
+            revoked: str = "",
         ) -> None:
             pass
 
@@ -281,6 +968,9 @@ class Package(Message[_PackageFields]):
         held_bytes: int
         manifest: str
         deployed: bool
+        copies: int
+        under_replicated: bool
+        revoked: str
 
 _SourceBytesFields: TypeAlias = Literal["agent_id", "address", "bytes", "rate_bytes_per_s", "connected"]
 
@@ -560,9 +1250,25 @@ class ListPackagesResponse(Message[_ListPackagesResponseFields]):
 
 
 _DESC = file_desc(
-    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"f\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"\x85\x01\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination\x12\x12\n\x04wait\x18\x05 \x01(\x08R\x04wait"\xe4\x02\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes\x12\x1a\n\x08manifest\x18\x0c \x01(\tR\x08manifest\x12\x1a\n\x08deployed\x18\r \x01(\x08R\x08deployed"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xcb\x02\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponseb\x06proto3',
+    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"V\n\x12ShowPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"\xf9\x02\n\x13ShowPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12U\n\x0bannotations\x18\x02 \x03(\x0b23.peat.agent.v1.ShowPackageResponse.AnnotationsEntryR\x0bannotations\x12.\n\x07entries\x18\x03 \x03(\x0b2\x14.peat.agent.v1.EntryR\x07entries\x12!\n\x0cunique_bytes\x18\x04 \x01(\x04R\x0buniqueBytes\x12.\n\x13average_chunk_bytes\x18\x05 \x01(\x04R\x11averageChunkBytes\x12\x16\n\x06pinned\x18\x06 \x01(\x08R\x06pinned\x1a>\n\x10AnnotationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"o\n\x05Entry\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n\x06target\x18\x05 \x01(\tR\x06target"R\n\x0eExplainRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"V\n\x0fExplainResponse\x12\x18\n\x07verdict\x18\x01 \x01(\tR\x07verdict\x12)\n\x05facts\x18\x02 \x03(\x0b2\x13.peat.agent.v1.FactR\x05facts"`\n\x04Fact\x12\x14\n\x05about\x18\x01 \x01(\tR\x05about\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x14\n\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text"n\n\x14RemovePackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x14\n\x05force\x18\x04 \x01(\x08R\x05force"j\n\x15RemovePackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12\x1f\n\x0bfreed_bytes\x18\x02 \x01(\x04R\nfreedBytes"m\n\x11PinPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06pinned\x18\x04 \x01(\x08R\x06pinned"F\n\x12PinPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package"\x14\n\x12VerifyStoreRequest"\xbe\x01\n\x13VerifyStoreProgress\x12\x1d\n\nbytes_done\x18\x01 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x02 \x01(\x04R\nbytesTotal\x12\x16\n\x06chunks\x18\x03 \x01(\rR\x06chunks\x12\x1d\n\nbad_chunks\x18\x04 \x01(\rR\tbadChunks\x12\x1c\n\trepairing\x18\x05 \x03(\tR\trepairing\x12\x12\n\x04done\x18\x06 \x01(\x08R\x04done"\x17\n\x15CollectGarbageRequest"^\n\x16CollectGarbageResponse\x12\x16\n\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x14\n\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n\x06strays\x18\x03 \x01(\rR\x06strays"\x12\n\x10StatStoreRequest"\x88\x02\n\x11StatStoreResponse\x12\x1a\n\x08packages\x18\x01 \x01(\rR\x08packages\x12\x16\n\x06chunks\x18\x02 \x01(\rR\x06chunks\x12\x1f\n\x0bchunk_bytes\x18\x03 \x01(\x04R\nchunkBytes\x12!\n\x0cloose_chunks\x18\x04 \x01(\rR\x0blooseChunks\x12\x1f\n\x0bloose_bytes\x18\x05 \x01(\x04R\nlooseBytes\x12\x1d\n\nfree_bytes\x18\x06 \x01(\x04R\tfreeBytes\x12\'\n\x0fdelivered_bytes\x18\x07 \x01(\x04R\x0edeliveredBytes\x12\x12\n\x04path\x18\x08 \x01(\tR\x04path"f\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"\x85\x01\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination\x12\x12\n\x04wait\x18\x05 \x01(\x08R\x04wait"\xc1\x03\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes\x12\x1a\n\x08manifest\x18\x0c \x01(\tR\x08manifest\x12\x1a\n\x08deployed\x18\r \x01(\x08R\x08deployed\x12\x16\n\x06copies\x18\x0e \x01(\rR\x06copies\x12)\n\x10under_replicated\x18\x0f \x01(\x08R\x0funderReplicated\x12\x18\n\x07revoked\x18\x10 \x01(\tR\x07revoked"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xa1\x07\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponse\x12T\n\x0bShowPackage\x12!.peat.agent.v1.ShowPackageRequest\x1a".peat.agent.v1.ShowPackageResponse\x12H\n\x07Explain\x12\x1d.peat.agent.v1.ExplainRequest\x1a\x1e.peat.agent.v1.ExplainResponse\x12Z\n\rRemovePackage\x12#.peat.agent.v1.RemovePackageRequest\x1a$.peat.agent.v1.RemovePackageResponse\x12Q\n\nPinPackage\x12 .peat.agent.v1.PinPackageRequest\x1a!.peat.agent.v1.PinPackageResponse\x12V\n\x0bVerifyStore\x12!.peat.agent.v1.VerifyStoreRequest\x1a".peat.agent.v1.VerifyStoreProgress0\x01\x12]\n\x0eCollectGarbage\x12$.peat.agent.v1.CollectGarbageRequest\x1a%.peat.agent.v1.CollectGarbageResponse\x12N\n\tStatStore\x12\x1f.peat.agent.v1.StatStoreRequest\x1a .peat.agent.v1.StatStoreResponseb\x06proto3',
     [],
     {
+        "ShowPackageRequest": ShowPackageRequest,
+        "ShowPackageResponse": ShowPackageResponse,
+        "Entry": Entry,
+        "ExplainRequest": ExplainRequest,
+        "ExplainResponse": ExplainResponse,
+        "Fact": Fact,
+        "RemovePackageRequest": RemovePackageRequest,
+        "RemovePackageResponse": RemovePackageResponse,
+        "PinPackageRequest": PinPackageRequest,
+        "PinPackageResponse": PinPackageResponse,
+        "VerifyStoreRequest": VerifyStoreRequest,
+        "VerifyStoreProgress": VerifyStoreProgress,
+        "CollectGarbageRequest": CollectGarbageRequest,
+        "CollectGarbageResponse": CollectGarbageResponse,
+        "StatStoreRequest": StatStoreRequest,
+        "StatStoreResponse": StatStoreResponse,
         "PublishRequest": PublishRequest,
         "PublishProgress": PublishProgress,
         "PullRequest": PullRequest,

@@ -4,11 +4,12 @@ import time
 import pytest
 
 from peat_p2p.client import Command, CommandStatus, SidecarClient
+from peat_p2p.core.errors import DeniedError, InvalidInputError
 from peat_p2p.fleet.commands import may_act, open_command, seal_command
-from peat_p2p.sidecar.commands import signed_content
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.errors import BadSignatureError
 from peat_p2p.trust.identity import Role
+from peat_p2p.trust.revocation import RevocationSet, open_revocation
 
 ORDER = Command(
     id="k", target_id="a", command_type="pull", status=CommandStatus.PENDING, payload_json='{"package":"p"}'
@@ -89,8 +90,22 @@ async def test_an_envelope_of_another_command_does_not_pass(client, anchor):
         open_command("other", stored, anchor, time.time())
 
 
-@pytest.mark.parametrize(
-    "envelope", [None, 5, "x", [], {}, {"payload": 5}, {"payload": "!"}, {"payload": "e30"}, {"payload": "bm9wZQ=="}]
-)
-def test_what_an_envelope_does_not_say_is_nothing(envelope):
-    assert signed_content(envelope) is None
+async def test_a_revocation_is_signed(client, anchor):
+    endpoint = "ab" * 32
+    await client.put_document("revocations", f"endpoint:{endpoint}", {"reason": "stolen", "note": 1.50})
+    stored = await client.get_document("revocations", f"endpoint:{endpoint}")
+    proved = open_revocation(f"endpoint:{endpoint}", stored, anchor)
+    assert (proved.signer.node_id, proved.revocation.reason) == ("n1", "stolen")
+    assert RevocationSet.of([proved]).endpoints() == {endpoint}
+
+
+async def test_a_revocation_of_nothing_is_refused(client):
+    with pytest.raises(InvalidInputError, match="endpoint:ENDPOINT_ID"):
+        await client.put_document("revocations", "nonsense", {"reason": "x"})
+
+
+async def test_an_agents_sidecar_does_not_revoke(run):
+    async with run("edge") as endpoints, SidecarClient(endpoints.api) as client:
+        with pytest.raises(DeniedError, match="may not revoke"):
+            await client.put_document("revocations", f"endpoint:{'ab' * 32}", {"reason": "x"})
+        assert await client.list_documents("revocations") == []
