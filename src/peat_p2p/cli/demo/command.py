@@ -40,6 +40,9 @@ def demo(package: Path | None, directory: Path | None, json_file: Path | None, k
         raise click.UsageError(f"--dir {directory} is not empty; the demo starts from nothing")
     root = directory or Path(tempfile.mkdtemp(prefix="peat-demo-"))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        # Into a file or a log: wide enough for the table.
+        console = Console(highlight=False, width=150)
     kept = keep or directory is not None
     holds = False
     try:

@@ -199,6 +199,12 @@ class Story:
                 f" {kill.verified_after_restart / 1e6:.1f} MB after its restart;"
                 f" it received {kill.fetched_twice / 1e6:.2f} MB twice"
             )
+        travelled = self._last[members[0].name].total_bytes
+        if members is ALPHA and travelled < self._package.total_bytes:
+            self._say(
+                f"the {self._package.total_bytes / 1e6:.1f} MB travel as {travelled / 1e6:.1f} MB:"
+                " chunks are stored and sent packed where that makes them smaller, and equal ones once"
+            )
         for member in members:
             final = self._last[member.name]
             self._say(f"{member.name} verified and deployed it in {final.elapsed_s:.1f} s")
