@@ -14,6 +14,12 @@ from peat_p2p.cli.run import run_service
 def sidecar_options(command: Any) -> Any:
     """Add the flags of a sidecar, for `peat sidecar`, `peat hub` and `peat up`."""
     for decorate in (
+        option(
+            "--link-budget",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Bytes per second a mesh link may use at most.  [default: measured]",
+        ),
+        option("--tls", is_flag=True, help="Answer API calls by mutual TLS with the formation's certificates."),
         option("--insecure", is_flag=True, help="Answer beyond loopback with no token and no TLS."),
         option("--token-file", type=FILE, help="A file with the bearer token API callers must show."),
         option(
@@ -30,6 +36,9 @@ def sidecar_options(command: Any) -> Any:
             show_default=True,
             help="Seconds between two polls of --watch-agent.",
         ),
+        option(
+            "--watch-agent-id", default="", help="The id of the agent that --watch-agent polls.  [default: the node's]"
+        ),
         option("--watch-agent", default="", help="Poll the agent at this URL, for agents that do not push yet."),
     ):
         command = decorate(command)
@@ -45,6 +54,9 @@ def sidecar_config(values: dict[str, Any]) -> Any:
         node=node_config(values),
         max_document_bytes=values["max_document_bytes"],
         insecure=values["insecure"],
+        tls=values["tls"],
+        link_budget=values["link_budget"],
+        watch_agent_id=values["watch_agent_id"],
         token_file=token,
         watch_agent=values["watch_agent"] or None,
         watch_interval_s=values["watch_interval"],
