@@ -1,0 +1,1 @@
+"""How bytes cross a link on which plain TCP starves."""

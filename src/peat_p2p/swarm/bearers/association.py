@@ -1,0 +1,439 @@
+"""Two agents' datagrams made reliable: packets, acknowledgements, losses, streams. Pure: no sockets, no clock.
+
+Owns one connection's state on one side. What is lost is sent again in new packets (a packet number is used once), paced
+by `pace.Pacer`. Silence ends nothing: through an outage one small packet every few seconds asks whether it is over,
+and everything goes on where it stopped. The connection is named by its number, not by addresses, so a path may change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from peat_p2p.swarm.bearers import frames
+from peat_p2p.swarm.bearers.frames import (
+    AckFrame,
+    CreditFrame,
+    Packet,
+    PingFrame,
+    ResetFrame,
+    StreamFrame,
+)
+from peat_p2p.swarm.bearers.pace import Pacer
+from peat_p2p.swarm.bearers.streams import ReceiveHalf, SendHalf
+
+IDLE_S = 900.0
+MAX_STREAMS = 256
+_REORDERING = 3
+_MOST_REORDERING = 300
+_LONGEST_SILENCE_S = 3.0
+_SLOW_RATE = 12_500.0  # bytes per second below which packets are small, so that one does not hold up the link
+_SMALL_DATAGRAM = 700
+_UNPROVEN_PACKETS = 3
+_KEPT_RANGES = 2 * frames.MAX_RANGES
+_CATCH_UP_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    at: float
+    size: int
+    parts: tuple[tuple[int, int, int, bool], ...]  # stream, start, stop, fin
+    others: tuple[CreditFrame | ResetFrame | PingFrame, ...]
+
+
+@dataclass(slots=True)
+class Stream:
+    """Both halves of a stream."""
+
+    number: int
+    sending: SendHalf = field(default_factory=SendHalf)
+    receiving: ReceiveHalf = field(default_factory=ReceiveHalf)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Bytes of a stream in order. `new`: the other side has begun it; `fin`: they are its last; `reset`: it broke."""
+
+    stream: int
+    data: tuple[bytes, ...] = ()
+    new: bool = False
+    fin: bool = False
+    reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the link has shown."""
+
+    min_rtt: float
+    smooth_rtt: float
+    bandwidth: float
+    loss: float
+    sent_bytes: int
+    resent_bytes: int
+
+
+class Association:
+    """One side of a connection. `opener` is the side that began it."""
+
+    def __init__(self, connection: int, opener: bool, now: float) -> None:
+        self.connection = connection
+        self.opener = opener
+        self.pacer = Pacer(frames.MAX_DATAGRAM + 28)
+        self.heard = False  # the other side has answered: it is where it says it is
+        self.last_heard = now
+        self.streams: dict[int, Stream] = {}
+        self.sent_bytes = 0
+        self.resent_bytes = 0
+        self._next_stream = 1 if opener else 2
+        self._closed: deque[int] = deque(maxlen=4 * MAX_STREAMS)
+        self._number = 0
+        self._flight: OrderedDict[int, _Sent] = OrderedDict()
+        self._in_flight = 0
+        self._written_off: OrderedDict[int, None] = OrderedDict()
+        self._reordering = _REORDERING
+        self._others: deque[CreditFrame | ResetFrame | PingFrame] = deque()
+        self._turn: deque[int] = deque()
+        self._ready_at = now
+        self._probe_at: float | None = None
+        self._silences = 0
+        self._probes = 0
+        self._had_nothing = True
+        self._limited_since_ack = True
+        self._ranges: list[list[int]] = []  # received packet numbers, ascending
+        self._received = 0
+        self._newest_at = 0.0
+        self._newest = -1
+        self._ack_at: float | None = None
+        self._their_delay = 0.02
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether a new association should be begun: numbers of streams or packets are nearly used up."""
+        return self._next_stream > 0xFF00 or self._number > 0xF0000000
+
+    # -- streams -------------------------------------------------------------------------------------------------
+
+    def open_stream(self) -> Stream:
+        """Begin a stream; its first bytes need no round trip."""
+        stream = Stream(self._next_stream)
+        self._next_stream += 2
+        self.streams[stream.number] = stream
+        self._turn.append(stream.number)
+        return stream
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self._others.append(PingFrame())
+
+    def write(self, number: int, data: bytes, fin: bool = False) -> None:
+        """Bytes to be sent on a stream; none for one that is closed."""
+        stream = self.streams.get(number)
+        if stream is None:
+            return
+        if data:
+            stream.sending.write(data)
+        if fin:
+            stream.sending.finished = True
+
+    def consume(self, number: int, count: int) -> None:
+        """Our socket has taken so many bytes of a stream."""
+        stream = self.streams.get(number)
+        if stream is not None and stream.receiving.consume(count):
+            self._others.append(CreditFrame(number, stream.receiving.credit))
+
+    def reset(self, number: int) -> None:
+        """Break a stream off."""
+        if number in self.streams:
+            self._forget(number)
+            self._others.append(ResetFrame(number))
+
+    def _forget(self, number: int) -> None:
+        del self.streams[number]
+        self._closed.append(number)
+        self._turn.remove(number)
+
+    def _close_if_done(self, stream: Stream) -> None:
+        if stream.sending.done and stream.receiving.complete and stream.number in self.streams:
+            self._forget(stream.number)
+
+    # -- receiving -----------------------------------------------------------------------------------------------
+
+    def receive(self, packet: Packet, size: int, now: float) -> list[Arrived]:
+        """Take a packet in. Raises ValueError when the other side breaks the rules."""
+        self.last_heard = now
+        if not self._note(packet.number):
+            return []
+        self._received += size
+        if packet.number > self._newest:
+            self._newest, self._newest_at = packet.number, now
+            while self._ranges[0][1] < packet.oldest:
+                del self._ranges[0]
+        self._their_delay = packet.ack_delay
+        out: list[Arrived] = []
+        for frame in packet.frames:
+            if isinstance(frame, AckFrame):
+                self._on_ack(frame, now)
+            elif isinstance(frame, StreamFrame):
+                arrived = self._on_stream(frame)
+                if arrived is not None:
+                    out.append(arrived)
+            elif isinstance(frame, CreditFrame):
+                stream = self.streams.get(frame.stream)
+                if stream is not None:
+                    stream.sending.limit = max(stream.sending.limit, frame.limit)
+            elif isinstance(frame, ResetFrame) and frame.stream in self.streams:
+                self._forget(frame.stream)
+                out.append(Arrived(frame.stream, reset=True))
+        if packet.wants_ack and self._ack_at is None:
+            self._ack_at = now + self._their_delay
+        return out
+
+    def _note(self, number: int) -> bool:
+        """Remember a packet number; False when it has been here before."""
+        ranges = self._ranges
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+            return True
+        if not ranges or number > ranges[-1][1]:
+            ranges.append([number, number])
+            if len(ranges) > _KEPT_RANGES:
+                del ranges[0]
+            return True
+        for place in range(len(ranges) - 1, -1, -1):
+            low, high = ranges[place]
+            if low <= number <= high:
+                return False
+            if number > high:
+                joins = place + 1 < len(ranges) and ranges[place + 1][0] == number + 1
+                if number == high + 1:
+                    ranges[place][1] = number
+                    if joins:
+                        ranges[place][1] = ranges.pop(place + 1)[1]
+                elif joins:
+                    ranges[place + 1][0] = number
+                else:
+                    ranges.insert(place + 1, [number, number])
+                return True
+        return False  # older than all we remember: long since acknowledged or sent again
+
+    def _on_stream(self, frame: StreamFrame) -> Arrived | None:
+        stream = self.streams.get(frame.stream)
+        new = stream is None
+        if stream is None:
+            theirs = frame.stream % 2 == (0 if self.opener else 1)
+            if not theirs or frame.stream in self._closed:
+                return None
+            if len(self.streams) >= MAX_STREAMS:
+                raise ValueError("too many streams")
+            stream = self.streams[frame.stream] = Stream(frame.stream)
+            self._turn.append(frame.stream)
+        data = stream.receiving.accept(frame.offset, frame.data, frame.fin)
+        fin = stream.receiving.complete and (bool(data) or frame.fin)
+        if not data and not new and not fin:
+            return None
+        self._close_if_done(stream)
+        return Arrived(stream.number, tuple(data), new, fin)
+
+    def _on_ack(self, ack: AckFrame, now: float) -> None:
+        flight = self._flight
+        if ack.ranges[0][1] >= self._number:
+            raise ValueError("an acknowledgement of what was never sent")
+        self.heard = True
+        if not flight:
+            return
+        oldest = next(iter(flight))
+        top = ack.ranges[0][1]
+        newest = flight.get(top)
+        acked = 0
+        for low, high in ack.ranges:
+            if high < oldest:
+                break
+            for number in range(max(low, oldest), high + 1):
+                sent = flight.pop(number, None)
+                if sent is not None:
+                    acked += 1
+                    self._landed(sent)
+                elif number in self._written_off:
+                    del self._written_off[number]
+                    self._reordering = min(self._reordering * 2, _MOST_REORDERING)
+        if newest is not None:
+            self.pacer.on_rtt(now, max(now - newest.at - ack.delay, 1e-4))
+        lost = self._find_lost(top, newest)
+        if acked:
+            self._silences = 0
+            self._set_probe(now)
+        self.pacer.on_ack(now, ack.clock, ack.received, acked, lost, self._in_flight, self._limited_since_ack)
+        self._limited_since_ack = self._had_nothing
+
+    def _landed(self, sent: _Sent) -> None:
+        self._in_flight -= sent.size
+        for number, start, stop, fin in sent.parts:
+            stream = self.streams.get(number)
+            if stream is not None:
+                stream.sending.acked(start, stop, fin)
+                self._close_if_done(stream)
+
+    def _find_lost(self, top: int, newest: _Sent | None) -> int:
+        lost = []
+        for number in self._flight:
+            if number > top - self._reordering:
+                break
+            lost.append(number)
+        for number in lost:
+            self._write_off(number)
+        return len(lost)
+
+    def _write_off(self, number: int) -> None:
+        sent = self._flight.pop(number)
+        self._in_flight -= sent.size
+        self._written_off[number] = None
+        while len(self._written_off) > 2000:
+            self._written_off.popitem(last=False)
+        for stream_number, start, stop, fin in sent.parts:
+            stream = self.streams.get(stream_number)
+            if stream is not None:
+                stream.sending.lost(start, stop, fin)
+                self.resent_bytes += stop - start
+        for other in sent.others:
+            if isinstance(other, CreditFrame):
+                known = self.streams.get(other.stream)
+                if known is None or known.receiving.credit != other.limit:
+                    continue
+            if not isinstance(other, PingFrame):
+                self._others.append(other)
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def datagrams(self, now: float) -> Iterator[bytes]:
+        """Datagrams to be sent now."""
+        if self._probe_at is not None and now >= self._probe_at:
+            self._ask(now)
+        while self._has_something():
+            if self._probes <= 0:
+                if self._in_flight >= self._window() or now < self._ready_at:
+                    break
+            else:
+                self._probes -= 1
+            yield self._data_datagram(now)
+        else:
+            self._had_nothing = self._limited_since_ack = True
+        if self._ack_at is not None and now >= self._ack_at:
+            ack = self._take_ack(now)
+            if ack is not None:
+                yield self._datagram(now, [ack], (), ())
+
+    def next_at(self, now: float) -> float | None:
+        """When `datagrams` should be asked again, unless something happens before."""
+        times = [at for at in (self._ack_at, self._probe_at) if at is not None]
+        if self._has_something() and (self._in_flight < self._window() or self._probes > 0):
+            times.append(max(self._ready_at, now))
+        return min(times, default=None)
+
+    def reading(self) -> Reading:
+        """What the link has shown so far."""
+        pacer = self.pacer
+        return Reading(pacer.min_rtt, pacer.smooth_rtt, pacer.bandwidth, pacer.loss, self.sent_bytes, self.resent_bytes)
+
+    def _window(self) -> float:
+        if not self.heard and not self.opener:
+            return _UNPROVEN_PACKETS * frames.MAX_DATAGRAM  # it may not be who the datagrams seem to come from
+        return self.pacer.window
+
+    def _has_something(self) -> bool:
+        if self._others or self._probes > 0:
+            return True
+        return any(stream.sending.has_something for stream in self.streams.values())
+
+    def _ask(self, now: float) -> None:
+        """Too long a silence: send the oldest again, and a ping if there is nothing."""
+        self._silences += 1
+        if self._flight:
+            self._write_off(next(iter(self._flight)))
+        self._probes = 1 if self._silences > 2 else 2
+        if not self._has_other_than_probes():
+            self._others.append(PingFrame())
+        self._set_probe(now)
+
+    def _has_other_than_probes(self) -> bool:
+        return bool(self._others) or any(stream.sending.has_something for stream in self.streams.values())
+
+    def _set_probe(self, now: float) -> None:
+        if not self._flight:
+            self._probe_at = None
+            return
+        patience = (self.pacer.patience + 2 * self._ask_delay) * 2 ** min(self._silences, 6)
+        self._probe_at = now + min(patience, max(_LONGEST_SILENCE_S, self.pacer.patience * 1.5))
+
+    @property
+    def _ask_delay(self) -> float:
+        """How long the other side may keep an acknowledgement back: a small part of a round trip."""
+        return min(max(self.pacer.min_rtt / 6, 0.004), 0.15)
+
+    def _data_datagram(self, now: float) -> bytes:
+        room = frames.MAX_DATAGRAM
+        if self.pacer.bandwidth < _SLOW_RATE:
+            room = _SMALL_DATAGRAM
+        room -= frames.HEADER.size
+        out: list[bytes] = []
+        ack = self._take_ack(now) if self._ack_at is not None else None
+        if ack is not None:
+            room -= len(ack)
+            out.append(ack)
+        others: list[CreditFrame | ResetFrame | PingFrame] = []
+        while self._others and room > 32:
+            other = self._others.popleft()
+            encoded = other.encode()
+            room -= len(encoded)
+            out.append(encoded)
+            others.append(other)
+        parts: list[tuple[int, int, int, bool]] = []
+        for _ in range(len(self._turn)):
+            if room <= frames.STREAM_OVERHEAD + 16:
+                break
+            number = self._turn[0]
+            taken = self.streams[number].sending.take(room - frames.STREAM_OVERHEAD)
+            self._turn.rotate(-1)
+            if taken is None:
+                continue
+            offset, data, fin = taken
+            out.append(StreamFrame(number, offset, data, fin).encode())
+            parts.append((number, offset, offset + len(data), fin))
+            room -= frames.STREAM_OVERHEAD + len(data)
+        if not out or (ack is not None and len(out) == 1):
+            ping = PingFrame()
+            out.append(ping.encode())
+            others.append(ping)
+        return self._datagram(now, out, tuple(parts), tuple(others))
+
+    def _datagram(
+        self,
+        now: float,
+        encoded: list[bytes],
+        parts: tuple[tuple[int, int, int, bool], ...],
+        others: tuple[CreditFrame | ResetFrame | PingFrame, ...],
+    ) -> bytes:
+        kind = frames.OPENING if self.opener and not self.heard else frames.ORDINARY
+        number = self._number
+        self._number += 1
+        oldest = next(iter(self._flight), number)
+        datagram = frames.encode(kind, self.connection, number, self._ask_delay, oldest, encoded)
+        size = len(datagram) + 28
+        self.sent_bytes += size
+        if parts or others:
+            self._flight[number] = _Sent(now, size, parts, others)
+            self._in_flight += size
+            self._had_nothing = False
+            self._ready_at = max(self._ready_at, now - _CATCH_UP_S) + size / self.pacer.rate
+            if self._probe_at is None:
+                self._set_probe(now)
+        return datagram
+
+    def _take_ack(self, now: float) -> bytes | None:
+        self._ack_at = None
+        if not self._ranges:
+            return None
+        ranges = [(low, high) for low, high in reversed(self._ranges[-frames.MAX_RANGES :])]
+        return AckFrame(now - self._newest_at, self._newest_at, self._received, ranges).encode()

@@ -1,0 +1,186 @@
+"""The UDP socket of the bearers, and the associations behind it.
+
+Owns the socket, the timers and who is reached where. An association belongs to whoever knows its number: when its
+newest packet comes from another address (a rebound NAT, another path), answers go there from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Self
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import UnavailableError
+from peat_p2p.swarm.bearers import frames
+from peat_p2p.swarm.bearers.association import IDLE_S, Arrived, Association, Stream
+
+log = logging.getLogger(__name__)
+MAX_ASSOCIATIONS = 512
+_BATCH = 64
+_BUFFER = 4 << 20
+_SWEEP_S = 30.0
+
+Address = tuple[str, int]
+
+
+class Link:
+    """An association and the address of its other side."""
+
+    def __init__(self, association: Association, address: Address) -> None:
+        self.association = association
+        self.address = address
+        self.newest = -1
+        self.heard = asyncio.Event()
+        self.timer: asyncio.TimerHandle | None = None
+        self.timer_at = 0.0
+
+
+class Endpoint:
+    """A UDP socket in the running loop. `on_arrived` is told what comes in, `on_room` when more may be written."""
+
+    def __init__(
+        self, sock: socket.socket, on_arrived: Callable[[Link, Arrived], None], on_room: Callable[[Link], None]
+    ) -> None:
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._on_arrived = on_arrived
+        self._on_room = on_room
+        self._links: dict[int, Link] = {}
+        self._by_peer: dict[HostPort, Link] = {}
+        host, port = sock.getsockname()[:2]
+        self.address = HostPort(host, port)
+        self._loop.add_reader(sock.fileno(), self._readable)
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    @classmethod
+    def open(
+        cls, listen: HostPort, on_arrived: Callable[[Link, Arrived], None], on_room: Callable[[Link], None]
+    ) -> Self:
+        """Bind a socket. Raises UnavailableError."""
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+            sock.bind((listen.host, listen.port))
+        except OSError as error:
+            sock.close()
+            raise UnavailableError(f"the bearers cannot listen on UDP {listen}: {error.strerror}") from error
+        return cls(sock, on_arrived, on_room)
+
+    def close(self) -> None:
+        """Stop; the other sides will find out by silence."""
+        self._sweeper.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        for link in self._links.values():
+            if link.timer is not None:
+                link.timer.cancel()
+        self._links.clear()
+        self._by_peer.clear()
+        self._socket.close()
+
+    def link_to(self, peer: HostPort) -> Link:
+        """The association with a peer, begun now if there is none. `peer.host` must be an IP address."""
+        link = self._by_peer.get(peer)
+        if link is None or link.association.worn_out:
+            number = secrets.randbits(64)
+            link = Link(Association(number, True, self._loop.time()), (peer.host, peer.port))
+            self._links[number] = link
+            self._by_peer[peer] = link
+        return link
+
+    def known(self, peer: HostPort) -> Link | None:
+        """The association with a peer if there is one."""
+        return self._by_peer.get(peer)
+
+    def open_stream(self, link: Link) -> Stream:
+        """Begin a stream to the other side."""
+        return link.association.open_stream()
+
+    def flush(self, link: Link) -> None:
+        """Send what may be sent now, and see to it that the rest follows."""
+        now = self._loop.time()
+        association, address, send = link.association, link.address, self._socket.sendto
+        try:
+            for datagram in association.datagrams(now):
+                send(datagram, address)
+        except BlockingIOError:
+            pass  # lost like any other
+        except OSError as error:
+            log.debug("cannot send to %s: %s", address, error)
+        at = association.next_at(now)
+        if at is None:
+            if link.timer is not None:
+                link.timer.cancel()
+                link.timer = None
+        elif link.timer is None or at < link.timer_at or link.timer_at <= now:
+            if link.timer is not None:
+                link.timer.cancel()
+            link.timer_at = at
+            link.timer = self._loop.call_at(at, self._due, link)
+
+    def _due(self, link: Link) -> None:
+        link.timer = None
+        self.flush(link)
+
+    def _readable(self) -> None:
+        touched: dict[int, Link] = {}
+        for _ in range(_BATCH):
+            try:
+                datagram, address = self._socket.recvfrom(2048)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP answer to something sent before
+            link = self._take(datagram, address)
+            if link is not None:
+                touched[link.association.connection] = link
+        for link in touched.values():
+            self._on_room(link)
+            self.flush(link)
+
+    def _take(self, datagram: bytes, address: Address) -> Link | None:
+        try:
+            packet = frames.decode(datagram)
+        except frames.BearerFormatError:
+            return None
+        link = self._links.get(packet.connection)
+        if link is None:
+            if packet.kind != frames.OPENING or len(self._links) >= MAX_ASSOCIATIONS:
+                return None
+            link = Link(Association(packet.connection, False, self._loop.time()), address)
+            self._links[packet.connection] = link
+        try:
+            arrived = link.association.receive(packet, len(datagram) + 28, self._loop.time())
+        except ValueError as error:
+            log.info("dropped a connection with %s: %s", address, error)
+            self._drop(link)
+            return None
+        if packet.number > link.newest:
+            link.newest = packet.number
+            link.address = address
+        for one in arrived:
+            self._on_arrived(link, one)
+        return link
+
+    def _drop(self, link: Link) -> None:
+        self._links.pop(link.association.connection, None)
+        if link.timer is not None:
+            link.timer.cancel()
+        for peer, known in list(self._by_peer.items()):
+            if known is link:
+                del self._by_peer[peer]
+        for number in list(link.association.streams):
+            self._on_arrived(link, Arrived(number, reset=True))
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for link in list(self._links.values()):
+            if now - link.association.last_heard > IDLE_S and not link.association.streams:
+                self._drop(link)
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)

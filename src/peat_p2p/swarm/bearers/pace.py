@@ -1,0 +1,244 @@
+"""How fast to send: finds a link's rate in the presence of loss, and keeps its queue short. Pure.
+
+After BBR: the rate at which bytes arrive, as the receiver counts it, is the link's; the shortest round trip is its
+delay. What is in flight stays near rate x delay. Loss by itself says nothing here: a radio loses a tenth of everything
+at any rate. It is even made up for, as what is lost has used its time on the link, unless round trips show a queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+START_PACKETS = 32
+MIN_WINDOW_PACKETS = 4
+_LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
+_START_GAIN = 2.77
+_PROBE_GAIN = 1.12
+_BOLD_GAIN = 1.3  # after a probe that found more
+_CYCLE = (_PROBE_GAIN, 0.88, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+_QUIET_STEP = 4  # losses seen from here on are not of the probe's making
+_WINDOW_GAIN = 2.0
+_MAX_COMPENSATED_LOSS = 0.25
+_MIN_SAMPLE_S = 0.1
+_RTT_MEMORY_S = 30.0
+_RATE_MEMORY = 10
+_GROWTH = 1.25
+_ROUNDS_WITHOUT_GROWTH = 3
+_CROWDED_LOSS = 0.15
+
+
+class Phase(Enum):
+    """What the pacer is doing."""
+
+    START = "start"
+    DRAIN = "drain"
+    CRUISE = "cruise"
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    clock: float
+    received: int
+    limited: bool
+
+
+class Pacer:
+    """Says the rate (bytes per second) and the most that may be in flight. Fed with what acknowledgements tell."""
+
+    def __init__(self, packet_bytes: int, rtt: float = 0.5) -> None:
+        self.packet_bytes = packet_bytes
+        self.phase = Phase.START
+        self.min_rtt = rtt  # the shortest round trip of late: the link without its queue
+        self.bandwidth = 0.0  # bytes per second that arrive when the link is full; 0 while nothing is known
+        self.rate = 0.0  # bytes per second to send at now
+        self.window = 0.0  # bytes that may be in flight
+        self.loss = 0.0
+        self.smooth_rtt = rtt
+        self.rtt_spread = rtt / 2
+        self._measured = False
+        self._rtts: deque[tuple[float, float]] = deque()
+        self._points: deque[_Point] = deque(maxlen=4096)
+        self._rates: deque[tuple[int, float]] = deque()
+        self._round = 0
+        self._round_ends = 0.0
+        self._best = 0.0
+        self._stale_rounds = 0
+        self._step = 0
+        self._step_ends = 0.0
+        self._step_rtt = float("inf")
+        self._queue = 0.0
+        self._bold = False
+        self._before_probe = 0.0
+        self._acked_in_step = 0
+        self._lost_in_step = 0
+        self._clock_high = 0.0
+        self._clock_seen = -1.0
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Work out what is asked for with every packet."""
+        self.min_rtt = min((rtt for _, rtt in self._rtts), default=self.smooth_rtt)
+        self.bandwidth = max((rate for _, rate in self._rates), default=0.0)
+        self.rate = max(self._rate(), self.packet_bytes / max(self.min_rtt, 0.01))
+        self.window = self._window()
+
+    def _rate(self) -> float:
+        if self.phase is Phase.START:
+            grown = self.bandwidth * _START_GAIN
+            return (
+                grown if self._round >= 2 else max(START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01), grown)
+            )
+        if self.phase is Phase.DRAIN:
+            return self.bandwidth * 0.5
+        gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
+        if self._queue > max(0.03, self.min_rtt * 0.08, self.rtt_spread):
+            # Longer than what jitter and our own probing explain.
+            return self.bandwidth * min(gain, 1.0) * 0.92
+        if gain >= 1.0:
+            gain /= 1.0 - min(self.loss, _MAX_COMPENSATED_LOSS)
+        return self.bandwidth * gain
+
+    def _window(self) -> float:
+        if self.phase is Phase.START or not self.bandwidth:
+            return max(START_PACKETS * self.packet_bytes, self.bandwidth * self.min_rtt * 2 * _START_GAIN)
+        seconds = self.min_rtt + self.rtt_spread + _LATENESS_S
+        bytes_in_pipe = self.bandwidth * seconds / (1.0 - min(self.loss, _MAX_COMPENSATED_LOSS))
+        return max(MIN_WINDOW_PACKETS * self.packet_bytes, bytes_in_pipe * _WINDOW_GAIN)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which silence means that something is lost."""
+        return self.smooth_rtt + max(4 * self.rtt_spread, 0.02)
+
+    def on_rtt(self, now: float, rtt: float) -> None:
+        """A round trip was measured."""
+        if not self._measured:
+            self._measured = True
+            self.smooth_rtt, self.rtt_spread = rtt, rtt / 4
+        else:
+            self.rtt_spread += (abs(rtt - self.smooth_rtt) - self.rtt_spread) / 8
+            self.smooth_rtt += (rtt - self.smooth_rtt) / 8
+        while self._rtts and (self._rtts[-1][1] >= rtt):
+            self._rtts.pop()
+        self._rtts.append((now, rtt))
+        while self._rtts[0][0] < now - _RTT_MEMORY_S and len(self._rtts) > 1:
+            self._rtts.popleft()
+        self._step_rtt = min(self._step_rtt, rtt)
+
+    def on_ack(
+        self, now: float, clock: float, received: int, acked: int, lost: int, in_flight: int, limited: bool
+    ) -> None:
+        """An acknowledgement came: the receiver's clock and count, packets acked and lost by it, bytes still in flight.
+
+        `limited` says that we did not always have something to send: a rate below the link's then means nothing.
+        """
+        self._refresh()
+        self._acked_in_step += acked
+        self._lost_in_step += lost
+        clock = self._unwrap(clock)
+        sample = self._sample(clock, received, limited)
+        if sample is not None:
+            self._learn(sample, limited)
+            self._refresh()
+        if now >= self._round_ends:
+            # A pipe that full has shown its width even if we ran out of things to send for a moment.
+            full = in_flight > max(2 * self.bandwidth * self.min_rtt, START_PACKETS * self.packet_bytes)
+            self._next_round(now, limited and not (full and self.phase is Phase.START))
+        if self.phase is Phase.DRAIN and in_flight <= self.bandwidth * self.min_rtt:
+            self.phase = Phase.CRUISE
+            self._step, self._step_ends = 2, now + self._step_seconds
+            self._acked_in_step = self._lost_in_step = 0
+            self._step_rtt = float("inf")
+        if self.phase is Phase.CRUISE and now >= self._step_ends:
+            self._next_step(now, in_flight)
+        self._refresh()
+
+    @property
+    def _step_seconds(self) -> float:
+        return max(self.min_rtt, 0.05)
+
+    def _unwrap(self, clock: float) -> float:
+        """The receiver's clock is sent modulo 2**32 ticks."""
+        whole = 2**32 * 1e-4
+        while clock + self._clock_high < self._clock_seen - whole / 2:
+            self._clock_high += whole
+        self._clock_seen = max(self._clock_seen, clock + self._clock_high)
+        return clock + self._clock_high
+
+    def _sample(self, clock: float, received: int, limited: bool) -> float | None:
+        """The arrival rate over at least one round trip of the receiver's clock."""
+        points = self._points
+        if points and (clock <= points[-1].clock or received <= points[-1].received):
+            return None
+        points.append(_Point(clock, received, limited))
+        span = max(self.min_rtt, _MIN_SAMPLE_S)
+        while len(points) > 2 and points[1].clock <= clock - span:
+            points.popleft()
+        first = points[0]
+        if clock - first.clock < span * 0.9:
+            return None
+        if clock - first.clock > 4 * span:
+            # A pause (an outage) lies within: the count says nothing about the link's rate.
+            points.clear()
+            points.append(_Point(clock, received, limited))
+            return None
+        return (received - first.received) / (clock - first.clock)
+
+    def _learn(self, sample: float, limited: bool) -> None:
+        if limited and sample < self.bandwidth:
+            return
+        rates = self._rates
+        while rates and rates[-1][1] <= sample:
+            rates.pop()
+        rates.append((self._round, sample))
+
+    def _next_round(self, now: float, limited: bool) -> None:
+        self._round_ends = now + max(self.min_rtt, _MIN_SAMPLE_S)
+        if limited:
+            return  # a round in which we had little to say ages nothing
+        self._round += 1
+        if self.phase is Phase.START:
+            self._grow()
+        while len(self._rates) > 1 and self._rates[0][0] < self._round - _RATE_MEMORY:
+            self._rates.popleft()
+
+    def _grow(self) -> None:
+        """A round of the start is over: was it still worth it?"""
+        shortest, self._step_rtt = self._step_rtt, float("inf")
+        if self.bandwidth > self._best * _GROWTH:
+            self._best, self._stale_rounds = self.bandwidth, 0
+            self._acked_in_step = self._lost_in_step = 0
+            return
+        self._stale_rounds += 1
+        total = self._acked_in_step + self._lost_in_step
+        crowded = total >= 20 and self._lost_in_step > total * _CROWDED_LOSS
+        if shortest != float("inf") and shortest > self.min_rtt * 1.25 + 0.03:
+            crowded = True
+        if self.bandwidth and (self._stale_rounds >= _ROUNDS_WITHOUT_GROWTH or crowded):
+            self.phase = Phase.DRAIN
+
+    def _next_step(self, now: float, in_flight: int) -> None:
+        gain = _CYCLE[self._step]
+        if (
+            gain < 1.0
+            and in_flight > self.bandwidth * self.min_rtt * 1.1
+            and now < self._step_ends + self._step_seconds
+        ):
+            return  # the queue that probing made is not yet gone
+        total = self._acked_in_step + self._lost_in_step
+        if self._step < _QUIET_STEP:
+            self._acked_in_step = self._lost_in_step = 0
+        elif total >= 30 or (total and self._step == len(_CYCLE) - 1):
+            self.loss += (self._lost_in_step / total - self.loss) * min(0.3, total / 200)
+            self._acked_in_step = self._lost_in_step = 0
+        if self._step_rtt != float("inf"):
+            self._queue = max(0.0, self._step_rtt - self.min_rtt)
+        self._step_rtt = float("inf")
+        if self._step == 2:
+            self._bold = self.bandwidth > self._before_probe * 1.05
+        self._step = 0 if self._step == 2 and self._bold else (self._step + 1) % len(_CYCLE)
+        if self._step == 0:
+            self._before_probe = self.bandwidth
+        self._step_ends = now + self._step_seconds
