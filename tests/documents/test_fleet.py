@@ -7,6 +7,7 @@ import json
 import os
 import random
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -216,31 +217,50 @@ class Fleet:
             assert view == first, f"{name}: {view} differs from {first}"
         return first
 
+    def days(self, count, groups):
+        """Days go by; who is in the same group is in touch, who is in none is switched off."""
+        for _ in range(count):
+            self.now += DAY
+            for group in groups:
+                self.tend(*group)
+                for index, one in enumerate(group):
+                    for two in group[index + 1 :]:
+                        self.meet(one, two)
+
+    def parts(self, name, doc_id):
+        return [part for part in self.members[name].ledger.shelf.parts() if part.key.doc_id == doc_id]
+
 
 NAMES = ("alpha", "bravo", "charlie", "delta")
+
+
 names = st.sampled_from(NAMES)
 collections = st.sampled_from(["things", "platforms", "commands"])
 doc_ids = st.sampled_from(["one", "two"])
 field_names = st.sampled_from(["a", "b", "last_seen"])
 
 
-class FleetMachine(RuleBasedStateMachine):
-    """Any history of a fleet within the horizon."""
+class Machine(RuleBasedStateMachine):
+    """What is done to a fleet, and what must hold of it in the end."""
 
     @initialize(seed=st.integers(0, 1 << 30))
     def begin(self, seed):
         self.fleet = Fleet(NAMES, seed)
         self.values = 0
-        # For each document: writes that no later delete has seen. Value -> (document, field).
+        # Values that a later delete has seen; and those that nothing was written over, by document and field.
         self.deleted: dict[tuple[str, str, str], set[int]] = {}
+        self.alone: dict[tuple[str, str, str], int | None] = {}
 
     @rule(name=names, collection=collections, doc_id=doc_ids, fields=st.sets(field_names, min_size=1))
     def put(self, name, collection, doc_id, fields):
         self.values += 1
-        stamp = int(self.fleet.now) + self.values
-        self.fleet.put(name, collection, doc_id, dict.fromkeys(fields, stamp))
+        value = int(self.fleet.now) + self.values
+        self.fleet.put(name, collection, doc_id, dict.fromkeys(fields, value))
         now = json.loads(self.fleet.members[name].documents()[collection, doc_id])
-        assert all(now[field] == stamp for field in fields), "a writer sees what it wrote"
+        assert all(now[field] == value for field in fields), "a writer sees what it wrote"
+        for field in fields:
+            place = (collection, doc_id, field)
+            self.alone[place] = None if place in self.alone else value
 
     @rule(name=names, collection=collections, doc_id=doc_ids)
     def delete(self, name, collection, doc_id):
@@ -250,26 +270,14 @@ class FleetMachine(RuleBasedStateMachine):
         assert (collection, doc_id) not in member.documents()
         for field, value in json.loads(seen or "{}").items():
             self.deleted.setdefault((collection, doc_id, field), set()).add(value)
+        for place in self.alone:
+            if place[:2] == (collection, doc_id):
+                self.alone[place] = None
 
     @rule(one=names, two=names, repeat=st.booleans(), limit=st.sampled_from([1, 3, 1000]))
     def meet(self, one, two, repeat, limit):
         if one != two:
             self.fleet.meet(one, two, repeat=repeat, limit=limit)
-
-    @rule(one=names, two=names, lose=st.sampled_from([0.0, 0.3, 0.9]))
-    def meet_badly(self, one, two, lose):
-        if one != two:
-            Link(self.fleet.members[one], self.fleet.members[two]).pull(
-                self.fleet.now, shuffle=self.fleet.random, lose=lose, repeat=True
-            )
-
-    @rule(seconds=st.sampled_from([0.0, 0.001, 1.0, 30.0, 400.0, 3600.0]))
-    def pass_time(self, seconds):
-        self.fleet.now += seconds
-
-    @rule(name=names, skew=st.sampled_from([-1e9, -4000.0, 0.0, 4000.0, 3e8]))
-    def misread_clock(self, name, skew):
-        self.fleet.members[name].skew = skew
 
     @rule(name=names)
     def crash(self, name):
@@ -287,6 +295,45 @@ class FleetMachine(RuleBasedStateMachine):
         member.store = MemoryStore()
         member.start(self.fleet.now)
 
+    def maybe_lost(self):
+        """What had not reached everybody may be lost with the database that knew of it."""
+        views = [member.documents() for member in self.fleet.members.values()]
+        for documents in views:
+            for (collection, doc_id), text in documents.items():
+                for field, value in json.loads(text).items():
+                    self.deleted.get((collection, doc_id, field), set()).discard(value)
+        for (collection, doc_id, field), value in self.alone.items():
+            if any(json.loads(view.get((collection, doc_id), "{}")).get(field) != value for view in views):
+                self.alone[collection, doc_id, field] = None
+
+    def check(self):
+        found = {key: json.loads(text) for key, text in self.fleet.check_equal().items()}
+        for (collection, doc_id), fields in found.items():
+            for field, value in fields.items():
+                assert value not in self.deleted.get((collection, doc_id, field), ()), "a deleted value is back"
+        for (collection, doc_id, field), value in self.alone.items():
+            if value is not None:
+                assert found.get((collection, doc_id), {}).get(field) == value, "a write is lost"
+
+
+class FleetMachine(Machine):
+    """Any history of a fleet within the horizon."""
+
+    @rule(one=names, two=names, lose=st.sampled_from([0.0, 0.3, 0.9]))
+    def meet_badly(self, one, two, lose):
+        if one != two:
+            Link(self.fleet.members[one], self.fleet.members[two]).pull(
+                self.fleet.now, shuffle=self.fleet.random, lose=lose, repeat=True
+            )
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 1.0, 30.0, 400.0, 3600.0]))
+    def pass_time(self, seconds):
+        self.fleet.now += seconds
+
+    @rule(name=names, skew=st.sampled_from([-1e9, -4000.0, 0.0, 4000.0, 3e8]))
+    def misread_clock(self, name, skew):
+        self.fleet.members[name].skew = skew
+
     @rule(name=names)
     def put_back(self, name):
         """The node comes back with the database of the last time this happened."""
@@ -296,13 +343,6 @@ class FleetMachine(RuleBasedStateMachine):
             self.maybe_lost()
             member.store.rows = old
             member.start(self.fleet.now)
-
-    def maybe_lost(self):
-        """A delete that had not reached everybody may be lost with the database that knew of it."""
-        for member in self.fleet.members.values():
-            for (collection, doc_id), text in member.documents().items():
-                for field, value in json.loads(text).items():
-                    self.deleted.get((collection, doc_id, field), set()).discard(value)
 
     @rule()
     def tend(self):
@@ -317,9 +357,24 @@ class FleetMachine(RuleBasedStateMachine):
         # What was written by a clock that was behind by more than a document lives goes everywhere.
         self.fleet.tend()
         self.fleet.settle()
-        for (collection, doc_id), text in self.fleet.check_equal().items():
-            for field, value in json.loads(text).items():
-                assert value not in self.deleted.get((collection, doc_id, field), ()), "a deleted value is back"
+        self.check()
+
+
+class AbsenceMachine(Machine):
+    """Days and weeks of partitions, much longer than deletions are remembered."""
+
+    @rule(count=st.sampled_from([1, 2, 5, 9, 20]), where=st.lists(st.integers(0, 4), min_size=4, max_size=4))
+    def days(self, count, where):
+        groups = [[name for name, group in zip(NAMES, where, strict=True) if group == number] for number in range(4)]
+        self.fleet.days(count, groups)
+
+    def teardown(self):
+        if not hasattr(self, "fleet"):
+            return
+        self.fleet.settle()
+        self.fleet.days(2, [NAMES])
+        self.fleet.settle()
+        self.check()
 
 
 def run_machine(machine, examples, steps):
@@ -335,5 +390,77 @@ def run_machine(machine, examples, steps):
     )
 
 
+HISTORIES = int(os.environ.get("PEAT_HISTORIES", "100"))
+
+
 def test_any_history_converges():
-    run_machine(FleetMachine, examples=int(os.environ.get("PEAT_HISTORIES", "60")), steps=30)
+    run_machine(FleetMachine, HISTORIES, steps=30)
+
+
+def test_any_history_of_long_absences_converges():
+    run_machine(AbsenceMachine, HISTORIES // 2, steps=20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_ten_thousand_histories_converge():
+    run_machine(FleetMachine, 10_000, steps=40)
+    run_machine(AbsenceMachine, 2_000, steps=30)
+
+
+def test_a_node_that_was_away_too_long_brings_nothing_back_and_loses_nothing():
+    fleet = Fleet(NAMES)
+    fleet.put("delta", "things", "shared", {"old": 1})
+    fleet.put("alpha", "things", "foreign", {"old": 1})
+    fleet.days(2, [NAMES])
+    others = NAMES[:3]
+    fleet.delete("bravo", "things", "shared")
+    fleet.delete("bravo", "things", "foreign")
+    fleet.days(1, [others])
+    fleet.put("delta", "things", "shared", {"new": 2})
+    fleet.put("delta", "things", "own", {"new": 3})
+    fleet.days(10, [others, ["delta"]])
+    for name in others:
+        assert fleet.parts(name, "shared") == [], "the deletion itself is forgotten"
+    fleet.meet("delta", "bravo")
+    fleet.settle()
+    found = fleet.check_equal()
+    assert found == {("things", "shared"): '{"new":2}', ("things", "own"): '{"new":3}'}
+    assert fleet.parts("delta", "foreign") == []
+
+
+def test_two_halves_apart_for_long_agree_on_what_is_deleted():
+    fleet = Fleet(NAMES)
+    for name in NAMES:
+        fleet.put(name, "things", f"of {name}", {"old": 1})
+        fleet.put(name, "things", f"kept by {name}", {"old": 1})
+    fleet.days(2, [NAMES])
+    fleet.delete("alpha", "things", "of alpha")
+    fleet.delete("alpha", "things", "of charlie")
+    fleet.delete("charlie", "things", "of bravo")
+    fleet.delete("charlie", "things", "of delta")
+    halves = [NAMES[:2], NAMES[2:]]
+    fleet.days(3, halves)
+    fleet.put("delta", "things", "kept by alpha", {"new": 2})
+    fleet.put("charlie", "things", "of charlie", {"new": 2})
+    fleet.days(12, halves)
+    assert fleet.parts("alpha", "of alpha") == fleet.parts("delta", "of delta") == []
+    fleet.days(1, [NAMES])
+    fleet.settle()
+    found = fleet.check_equal()
+    assert found["things", "of charlie"] == '{"new":2}'
+    assert found["things", "kept by alpha"] == '{"new":2,"old":1}'
+    assert {doc_id for _, doc_id in found} == {"of charlie", *(f"kept by {name}" for name in NAMES)}
+
+
+def test_nothing_is_left_of_deleted_documents():
+    fleet = Fleet(NAMES)
+    for number in range(50):
+        fleet.put(NAMES[number % 4], "things", str(number), {"a": number})
+    fleet.days(1, [NAMES])
+    for number in range(50):
+        fleet.delete(NAMES[(number + 1) % 4], "things", str(number))
+    fleet.days(10, [NAMES])
+    for member in fleet.members.values():
+        assert [part.key for part in member.ledger.shelf.parts() if part.key.collection == "things"] == []
+        assert not any(row.startswith(b"p") and b"things" in row for row in member.store.rows)

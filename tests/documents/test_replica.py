@@ -255,3 +255,34 @@ async def test_an_error_of_the_body_comes_out_as_itself(nodes, clock):
     with pytest.raises(KeyError):
         async with Replica.open(None, nodes["alpha"], clock):
             raise KeyError("x")
+
+
+async def test_reserved_documents_replicate_unseen(make, sync):
+    alpha, bravo = await make("alpha"), await make("bravo")
+    await alpha.put_reserved("_sidecars", {"addresses": '["h:1"]'})
+    await sync(alpha, bravo)
+    (document,) = bravo.read_reserved("_sidecars")
+    assert (document.doc_id, document.json) == (alpha.node.endpoint_id, '{"addresses":["h:1"]}')
+    assert bravo.collections() == []
+    with pytest.raises(InvalidInputError):
+        bravo.get("_sidecars", alpha.node.endpoint_id)
+    with bravo.subscribe() as feed:
+        assert await take(feed, 1) == [SnapshotComplete()]
+    with pytest.raises(InvalidInputError):
+        await alpha.put_reserved("_other", {"a": "1"})
+
+
+async def test_encrypted_at_rest(nodes, clock, tmp_path):
+    from peat_p2p.core.errors import ConfigError
+    from peat_p2p.documents.replica import Replica
+
+    path, key = tmp_path / "documents.db", bytes(range(32))
+    async with Replica.open(path, nodes["alpha"], clock, key=key) as replica:
+        await replica.put("things", "very secret", '{"name":"very secret"}')
+    assert all(b"very secret" not in file.read_bytes() for file in tmp_path.iterdir())
+    async with Replica.open(path, nodes["alpha"], clock, key=key) as replica:
+        assert replica.get("things", "very secret").json == '{"name":"very secret"}'
+    for wrong, error in ((bytes(32), ConfigError), (None, CorruptError)):
+        with pytest.raises(error):
+            async with Replica.open(path, nodes["alpha"], clock, key=wrong):
+                raise AssertionError("opened with a wrong key")

@@ -15,7 +15,7 @@ from typing import Protocol
 from peat_p2p.core.errors import InvalidInputError, UntrustedError
 from peat_p2p.documents.authority import Authority, Claim
 from peat_p2p.documents.chain import proves
-from peat_p2p.documents.content import EXISTS, Anchor, BadContentError, Content, canonical, combine, decode
+from peat_p2p.documents.content import EXISTS, Anchor, Content, canonical, combine, decode
 from peat_p2p.documents.jsontext import check_fields
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.parts import Part
@@ -33,6 +33,7 @@ from peat_p2p.documents.types import (
     Update,
     Verdict,
 )
+from peat_p2p.documents.ymap import BadContentError
 from peat_p2p.trust.identity import Identity
 
 # A policy's refusal is not a reason to leave a peer: it may know the roles of another day.
@@ -45,10 +46,6 @@ class Memory(Protocol):
 
     def purged_up_to(self, key: PartKey, content: Content) -> int:
         """Up to which stamp what `content` says was here and was forgotten; 0: it was not."""
-        ...
-
-    def expired(self, key: PartKey, content: Content, beat: Beat | None, now: float) -> bool:
-        """Whether the part is of a document whose time is over."""
         ...
 
     def saw_beacon(self, key: PartKey, content: Content, source: str, now: float) -> None:
@@ -142,11 +139,8 @@ class Gate:
         if reason := self._not_allowed(certificate.identity, key, content, before, now):
             return Outcome(Verdict.REJECTED, key, POLICY + reason)
         beat = self._kept_beat(current, before, content, update.beat)
-        if current is None:
-            if floor := self._memory.purged_up_to(key, content):
-                return Outcome(Verdict.PURGED, key, floor=floor)
-            if self._memory.expired(key, content, beat, now):
-                return Outcome(Verdict.STALE, key)
+        if current is None and (floor := self._memory.purged_up_to(key, content)):
+            return Outcome(Verdict.PURGED, key, floor=floor)
         seq = self._shelf.next_seq()
         same_line = current is not None and current.generation == update.generation
         self._shelf.stage(

@@ -35,13 +35,20 @@ class Compactor:
         self._desk = desk
 
     def time(self, now: float) -> float:
-        """The time that forgetting goes by: `now`, but not later than what another writer has signed vouches for.
+        """The time that forgetting goes by: `now`, but not later than what other writers have signed vouches for.
 
-        So a clock that jumps ahead makes a node forget nothing, and neither does being alone for long.
+        So a clock that jumps ahead makes a node forget nothing, and neither does being alone for long. Where there
+        are no others, this node's own writes vouch.
         """
         me = self._desk.key("", "").origin
-        vouched = max((part.version for part in self._shelf.parts() if part.key.origin != me), default=0)
-        return min(now, stamp_time(vouched) + _VOUCHED) if vouched else now
+        own = others = 0
+        for part in self._shelf.parts():
+            if part.key.origin == me:
+                own = max(own, part.version)
+            else:
+                others = max(others, part.version)
+        vouched = others or own
+        return min(now, stamp_time(vouched) + _VOUCHED) if vouched else 0.0
 
     def begin(self, now: float) -> Iterator[DocKey]:
         """Stage the new floor and name the documents to look at, one after the other."""

@@ -17,21 +17,15 @@ from pycrdt import Doc, Map
 from peat_p2p.documents.chain import MAX_CHAIN_LENGTH, VALUE_BYTES
 from peat_p2p.documents.stamps import COUNTER_BITS, MAX_STAMP
 from peat_p2p.documents.types import PartKey
+from peat_p2p.documents.ymap import CLIENT, ROOT, BadContentError, check_update
 
 _DOMAIN = b"peat document part 1\n"
-_ROOT = "p"
-# One writer per map: its client id need not differ from any other's, so it is the one that encodes shortest.
-_CLIENT = 1
 _FIELD, _DELETED, _ANCHOR, _EXISTS = "f", "d", "l", "e"
 # The field of a document that has no other, so that an empty object is a document too. No JSON text that can be
 # stored has such a name.
 EXISTS = "\udc00"
 EXISTS_TEXT = "true"
 _MILLISECONDS = 1000 << COUNTER_BITS
-
-
-class BadContentError(ValueError):
-    """Bytes that no honest writer makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +92,12 @@ class Form:
 
 def encode(content: Content) -> Form:
     """A fresh map that says `content`."""
-    return _write(Doc(client_id=_CLIENT), _entries(content))
+    return _write(Doc(client_id=CLIENT), _entries(content))
 
 
 def extend(state: bytes, old: Content, new: Content) -> Form:
     """The map `state` (which says `old`) with what differs in `new` written to it. Nothing may be missing in `new`."""
-    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     doc.apply_update(state)
     before = _entries(old)
     return _write(doc, {name: text for name, text in _entries(new).items() if before.get(name) != text})
@@ -111,14 +105,15 @@ def extend(state: bytes, old: Content, new: Content) -> Form:
 
 def difference(state: bytes, since: int) -> bytes:
     """What follows the first `since` operations of `state`."""
-    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     doc.apply_update(state)
     return doc.get_update(_vector(since)) if since else state
 
 
 def combine(state: bytes, payload: bytes) -> Form:
     """`state` (may be empty) with the update `payload` applied. Raises BadContentError."""
-    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    check_update(payload)
+    doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     try:
         if state:
             doc.apply_update(state)
@@ -132,9 +127,9 @@ def combine(state: bytes, payload: bytes) -> Form:
 
 def decode(state: bytes) -> Content:
     """What the map `state` says. Raises BadContentError."""
-    doc: Doc[Map[str]] = Doc(client_id=_CLIENT)
+    doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     try:
-        root = doc.get(_ROOT, type=Map)
+        root = doc.get(ROOT, type=Map)
         doc.apply_update(state)
         entries = root.to_py() or {}
     except Exception as error:  # as above
@@ -195,7 +190,7 @@ def _entries(content: Content) -> dict[str, str]:
 
 
 def _write(doc: Doc[Map[str]], entries: dict[str, str]) -> Form:
-    root = doc.get(_ROOT, type=Map)
+    root = doc.get(ROOT, type=Map)
     with doc.transaction():
         for name in sorted(entries):
             root[name] = entries[name]
@@ -203,7 +198,7 @@ def _write(doc: Doc[Map[str]], entries: dict[str, str]) -> Form:
 
 
 def _vector(count: int) -> bytes:
-    out = bytearray((1, _CLIENT))
+    out = bytearray((1, CLIENT))
     while count > 0x7F:
         out.append(count & 0x7F | 0x80)
         count >>= 7
@@ -214,7 +209,7 @@ def _vector(count: int) -> bytes:
 def _count(doc: Doc[Map[str]]) -> int:
     """The number of operations, if they are all the one writer's. Raises BadContentError."""
     vector = doc.get_state()
-    if vector[:2] != bytes((1, _CLIENT)):
+    if vector[:2] != bytes((1, CLIENT)):
         raise BadContentError("a part's map holds something, by one writer")
     count = shift = 0
     for byte in vector[2:]:

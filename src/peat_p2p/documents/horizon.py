@@ -14,8 +14,8 @@ from collections.abc import Callable
 from peat_p2p.documents.content import Content
 from peat_p2p.documents.rules import is_reserved
 from peat_p2p.documents.shelf import Shelf
-from peat_p2p.documents.stamps import StampClock, stamp_at, stamp_time
-from peat_p2p.documents.types import Beat, PartKey
+from peat_p2p.documents.stamps import StampClock, stamp_time
+from peat_p2p.documents.types import PartKey
 from peat_p2p.documents.view import Writer
 
 _FLOOR = "floor"
@@ -59,16 +59,6 @@ class Horizon:
         cover = self.cover((key.origin, key.incarnation), self._shelf.rules.of(key.collection).klass)
         bound = min(self.floor, cover)
         return bound if content.oldest <= bound else 0
-
-    def expired(self, key: PartKey, content: Content, beat: Beat | None, now: float) -> bool:
-        """Whether an unknown part is of a document nobody else knows and whose time is over."""
-        ttl = self._shelf.rules.of(key.collection).ttl
-        if ttl is None or self._shelf.writers(key.collection, key.doc_id):
-            return False
-        newest = content.version
-        if beat is not None and content.anchor is not None:
-            newest = max(newest, content.anchor.value_at(beat.position).stamp)
-        return newest < stamp_at(now - ttl)
 
     def saw_beacon(self, key: PartKey, content: Content, source: str, now: float) -> None:
         """A writer's beacon came: what it wrote before came before it, once the source has given all it has."""

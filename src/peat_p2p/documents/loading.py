@@ -12,10 +12,10 @@ from peat_p2p.core.errors import CorruptError, UntrustedError
 from peat_p2p.documents import keys
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import Chain
-from peat_p2p.documents.content import BadContentError
 from peat_p2p.documents.parts import from_row
 from peat_p2p.documents.shelf import Certificate, Staged
 from peat_p2p.documents.store import Store
+from peat_p2p.documents.ymap import BadContentError
 
 
 def load(store: Store, authority: Authority) -> Staged:

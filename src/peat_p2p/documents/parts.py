@@ -10,8 +10,9 @@ import struct
 from dataclasses import dataclass
 
 from peat_p2p.documents.chain import VALUE_BYTES
-from peat_p2p.documents.content import BadContentError, Content, decode
+from peat_p2p.documents.content import Content, decode
 from peat_p2p.documents.types import Beat, PartKey, Version
+from peat_p2p.documents.ymap import BadContentError
 
 _HEAD = struct.Struct(">BQQQQIBHH32sQ")
 _ROW_FORM = 1

@@ -25,6 +25,7 @@ from peat_p2p.documents.ledger import Ledger
 from peat_p2p.documents.loading import load
 from peat_p2p.documents.query import Query
 from peat_p2p.documents.rules import CLASSES, Rules, is_reserved
+from peat_p2p.documents.sealed import SealedStore
 from peat_p2p.documents.shelf import Staged
 from peat_p2p.documents.sqlite import SqliteStore
 from peat_p2p.documents.store import MemoryStore, Store
@@ -102,13 +103,17 @@ class Replica:
         *,
         policy: Policy = allow_all,
         rules: Rules | None = None,
+        key: bytes | None = None,
     ) -> AsyncIterator[Replica]:
-        """A replica in the file `path`, or in memory alone.
+        """A replica in the file `path`, encrypted if there is a `key` (32 bytes), or in memory alone.
 
-        Raises CorruptError for a damaged file, ConflictError if another process has it open.
+        Raises CorruptError for a damaged file, ConflictError if another process has it open, ConfigError for a wrong
+        key.
         """
         loop = asyncio.get_running_loop()
         store: Store = MemoryStore() if path is None else await loop.run_in_executor(None, SqliteStore, path)
+        if key is not None:
+            store = SealedStore(store, key, str(path))
         replica = cls(store, FormationAuthority(credentials, policy), clock, limits or Limits(), rules or Rules())
         async with replica.running():
             yield replica
@@ -263,6 +268,17 @@ class Replica:
     def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
         """By class, how far we have what the database `epoch` of a peer holds."""
         return self._shelf.cursors(peer, epoch)
+
+    async def put_reserved(self, collection: str, fields: Mapping[str, str]) -> None:
+        """Merge fields (JSON text each) into this node's own document of a reserved collection such as `_sidecars`."""
+        now = self._clock.wall()
+        if self._desk.put_reserved(collection, check_fields(fields), now):
+            await self._durable()
+
+    def read_reserved(self, collection: str) -> list[Document]:
+        """The documents of a reserved collection; their ids are the endpoint ids of the nodes that wrote them."""
+        documents = (self._shelf.document(collection, doc_id) for doc_id in self._shelf.doc_ids(collection))
+        return [document for document in documents if document is not None]
 
     async def forget(self, purged: Iterable[tuple[PartKey, int]], peer: str) -> list[tuple[PartKey, int]]:
         """Forget what `peer` says it had and forgot (key and floor of its PURGED verdicts), if its word counts.

@@ -13,6 +13,7 @@ CLASSES = 4
 DEFAULT_CLASS = 1
 CERTIFICATES = "_certificates"
 BEACONS = "_beacon."
+SIDECARS = "_sidecars"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DAY = 86_400.0
 
@@ -41,6 +42,7 @@ _RULES = {
     "rollouts": CollectionRule(klass=0),
     "manifests": CollectionRule(klass=0),
     CERTIFICATES: CollectionRule(klass=0),
+    SIDECARS: CollectionRule(klass=1, ttl=30 * _DAY),
     "deployments": CollectionRule(klass=1, follows="platforms"),
     "packages": CollectionRule(klass=2, follows="platforms"),
     "platforms": CollectionRule(klass=3, ttl=30 * _DAY, live_field="last_seen"),
@@ -48,6 +50,7 @@ _RULES = {
     "tracks": CollectionRule(klass=3, ttl=30 * _DAY),
 }
 _OTHER = CollectionRule()
+_RESERVED = {CERTIFICATES, SIDECARS, *(f"{BEACONS}{klass}" for klass in range(CLASSES))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +82,6 @@ def is_reserved(collection: str) -> bool:
 
 def is_known_reserved(collection: str) -> bool:
     """Whether the collection is one of the room's own that exist."""
-    return collection == CERTIFICATES or (collection.startswith(BEACONS) and collection[len(BEACONS) :] in set("0123"))
+    return collection in (CERTIFICATES, SIDECARS) or (
+        collection.startswith(BEACONS) and collection[len(BEACONS) :] in set("0123")
+    )

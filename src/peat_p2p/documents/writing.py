@@ -18,7 +18,7 @@ from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
 from peat_p2p.documents.content import EXISTS, EXISTS_TEXT, Anchor, Content, Value, canonical, encode, extend
 from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import BEACONS, is_public_name
+from peat_p2p.documents.rules import BEACONS, is_known_reserved, is_public_name
 from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.stamps import StampClock, stamp_time
 from peat_p2p.documents.types import Beat, Limits, PartKey
@@ -99,6 +99,18 @@ class Desk:
         content, anew = self._kept(key, view)
         fields = {**content.fields, **{name: Value(stamp, text) for name, text in changed.items()}}
         self._place(key, replace(content, fields=fields), now, anew=anew)
+
+    def put_reserved(self, collection: str, fields: Mapping[str, str], now: float) -> bool:
+        """Stage what differs of this node's document in a reserved collection. Returns whether anything did."""
+        if not is_known_reserved(collection):
+            raise InvalidInputError(f"{collection!r} is not a reserved collection")
+        key = self.key(collection, self._authority.node.endpoint_id)
+        view = merge(self._shelf.writers(key.collection, key.doc_id).values(), "")
+        texts = view.texts()
+        changed = {name: text for name, text in fields.items() if texts.get(name) != text}
+        if changed:
+            self.write(key, view, changed, now)
+        return bool(changed)
 
     def beacons(self, now: float) -> None:
         """Stage today's beacon of every class we write in: all we wrote before is behind it on every link."""
