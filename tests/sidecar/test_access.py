@@ -144,3 +144,35 @@ async def test_nothing_but_the_services_is_served(endpoints):
         for path in ("/", "/metrics", "/peat.sidecar.v1.PeatSidecar", "/peat.sidecar.v1.PeatSidecarX/GetStatus"):
             async with session.get(endpoints.api + path) as answer:
                 assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:1234", 200),
+        ("127.0.0.1:5", 200),
+        ("[::1]:5", 200),
+        ("evil.example", 403),
+        ("evil.example:80", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+async def test_a_page_whose_name_points_here_is_refused(endpoints, host, status):
+    url = f"{endpoints.api}/peat.sidecar.v1.PeatSidecar/GetStatus"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, json={}, headers={"host": host}) as answer,
+    ):
+        assert answer.status == status
+        if status == 403:
+            assert (await answer.json())["code"] == "permission_denied"
+
+
+async def test_with_a_token_any_name_will_do(run, token_file):
+    async with run(token_file=token_file) as endpoints, aiohttp.ClientSession() as session:
+        headers = {"host": "sidecar.example", "authorization": f"Bearer {TOKEN}"}
+        url = f"{endpoints.api}/peat.sidecar.v1.PeatSidecar/GetStatus"
+        async with session.post(url, json={}, headers=headers) as answer:
+            assert answer.status == 200

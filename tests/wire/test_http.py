@@ -4,10 +4,11 @@ import gzip
 import json
 import logging
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from connectrpc.client import ResponseMetadata
 from connectrpc.code import Code
 from connectrpc.codec import proto_json_codec
@@ -296,6 +297,30 @@ async def test_a_client_that_stops_in_the_middle_of_a_body_leaves_no_trace(serve
     writer.close()
     await asyncio.sleep(0.05)
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+async def test_a_caller_that_is_gone_before_the_answer_leaves_no_trace(server, sidecar, caplog):
+    host, port = server.removeprefix("http://").split(":")
+    body = b'\0\0\0\0\x15{"collections":["a"]}'
+    request = (
+        b"POST /peat.sidecar.v1.PeatSidecar/Subscribe HTTP/1.1\r\nhost: x\r\nauthorization: bearer s3cret\r\n"
+        b"content-type: application/connect+json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    for wait in range(20):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request + body)
+        await writer.drain()
+        await asyncio.sleep(wait / 4000)
+        writer.transport.abort()
+    await asyncio.sleep(0.1)
+    assert sidecar.ended.is_set()
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING], caplog.text
+
+
+async def test_a_write_to_a_caller_that_left_is_no_error_of_ours(caplog):
+    gone = ClientConnectionResetError("Cannot write to closing transport")
+    await ErrorInterceptor().on_end(None, SimpleNamespace(method=SimpleNamespace(name="X")), gone)
+    assert not caplog.records
 
 
 async def test_response_metadata_still_works_through_the_transport(server):

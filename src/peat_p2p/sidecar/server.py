@@ -6,6 +6,7 @@ configuration asks for, on a Unix socket whoever the file mode lets in.
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,8 +15,8 @@ from pathlib import Path
 from aiohttp import web
 from connectrpc.interceptor import Interceptor
 
-from peat_p2p.core.address import ListenAddress
-from peat_p2p.core.errors import ConfigError, UnavailableError
+from peat_p2p.core.address import HostPort, ListenAddress
+from peat_p2p.core.errors import ConfigError, DeniedError, UnavailableError
 from peat_p2p.sidecar.listen import listening
 from peat_p2p.wire.asgi import Guard, make_runner, mount
 from peat_p2p.wire.auth import BearerInterceptor
@@ -45,7 +46,7 @@ async def serving(
     """
     errors = ErrorInterceptor(read_limit_hint=SIZE_HINT)
 
-    def guard(request: web.Request) -> None:
+    def certified(request: web.Request) -> None:
         secured = None if request.transport is None else request.transport.get_extra_info("ssl_object")
         if secured is None:
             raise UnavailableError("the connection is gone")
@@ -66,9 +67,10 @@ async def serving(
         # The sockets are opened first and closed last: the loop must let go of one before it is closed.
         listeners = [stack.enter_context(listening(address)) for address in addresses]
         local = runner([errors], None)
-        remote = runner(
-            [errors, BearerInterceptor(token)] if token is not None else [errors], None if tls is None else guard
-        )
+        if token is not None:
+            remote = runner([errors, BearerInterceptor(token)], certified if tls is not None else None)
+        else:
+            remote = runner([errors], certified if tls is not None else refuse_rebinding)
         for made in (local, remote):
             await made.setup()
             stack.push_async_callback(made.cleanup)
@@ -80,6 +82,27 @@ async def serving(
             await site.start()
             urls.append(listener.url(tls=tcp and tls is not None))
         yield tuple(urls)
+
+
+def refuse_rebinding(request: web.Request) -> None:
+    """Refuse what a web page may have sent by having its own name resolve to this machine. Raises DeniedError.
+
+    Where callers need not prove anything, the name they called is all that tells a page in a browser from a program.
+    """
+    sockname = None if request.transport is None else request.transport.get_extra_info("sockname")
+    if not sockname or not HostPort(sockname[0], 0).is_loopback:
+        return
+    host = request.url.host or ""
+    if host != "localhost" and not _is_ip(host):
+        raise DeniedError(f"this API was called as {host!r}: call it as 127.0.0.1, [::1] or localhost")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def read_token(path: Path) -> str:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp_asgi.resource import ASGIContext, ASGIResource
 from connectrpc.code import Code
@@ -57,7 +57,7 @@ class _Resource(ASGIResource):
         context = _Context(self._asgi_app, request, "")
         try:
             return await context.get_response()
-        except ConnectionError:
+        except ClientConnectionResetError:
             # The caller left while it was being answered: nobody is there to be told, and nothing is wrong here.
             return context.response or web.Response(status=499)
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from aiohttp import ClientConnectionResetError
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
@@ -120,6 +121,9 @@ class ErrorInterceptor:
         if isinstance(error, ConnectError):
             if error.code is Code.RESOURCE_EXHAUSTED and self._read_limit_hint and "message is larger" in error.message:
                 raise ConnectError(error.code, f"{error.message} bytes; {self._read_limit_hint}") from error
+            return
+        if isinstance(error, ClientConnectionResetError):
+            # The caller left before the answer: nobody is there to be told, and nothing went wrong here.
             return
         log.error("%s failed", ctx.method.name, exc_info=error)
         raise ConnectError(Code.INTERNAL, f"{ctx.method.name} failed; the log of the service says why") from error
