@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peat_p2p.core.errors import NotFoundError, UntrustedError
 from peat_p2p.fleet.commands import CommandStatus
 from peat_p2p.trust.formation import Formation
 from peat_p2p.trust.identity import Role
+from peat_p2p.trust.revocation import Revocation, seal_revocation
 
 
 def quiet(*_: object) -> None:
@@ -95,7 +97,7 @@ async def test_a_command_without_a_holder_waits_and_says_so(
     source = package()
     async with fleet.agent("a1") as one:
         await one.publish(source, "app", "1.0", "any", quiet)
-        await one.announced(one.held()[0].manifest_digest)
+        await one.announced(one.facts.held()[0].manifest_digest)
     await fleet.sidecar.delete_document("packages", "a1:app:1.0-any")
     async with fleet.agent("a2"):
         await fleet.order(fleet.command("c1", "a2", package="app", version="1.0"))
@@ -146,7 +148,7 @@ async def test_a_payload_changed_in_the_document_does_not_count(
         await fleet.order(fleet.command("c1", "a2", package="good"))
         await fleet.sidecar.put_document("commands", "c1", {"payload_json": '{"package":"evil"}'})
         await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.COMPLETED)
-        assert [summary.manifest.name for summary in two.held()] == ["good"]
+        assert [summary.manifest.name for summary in two.facts.held()] == ["good"]
 
 
 async def test_everyone_and_a_site_are_addressed(fleet: Any, package: Callable[..., Path], until: Any) -> None:
@@ -169,14 +171,14 @@ async def test_a_command_is_done_once_across_restarts(fleet: Any, package: Calla
         await one.publish(package(1), "app", "1.0", "any", quiet)
         await fleet.order(fleet.command("c1", "a1", "deploy", package="app"))
         await until(lambda: fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.COMPLETED)
-        deployed_at = one.in_force()[0].deployed_at
+        deployed_at = one.facts.in_force()[0].deployed_at
         receipt = fleet.sidecar.get("receipts", "c1:a1")
     fleet.sidecar.puts.clear()
     async with fleet.agent("a1") as one:
         await until(lambda: one.view.synced and one.book.synced)
         await asyncio.sleep(0.4)
         assert [r.status for r in one.runner.records()] == [CommandStatus.COMPLETED]
-        assert one.in_force()[0].deployed_at == deployed_at
+        assert one.facts.in_force()[0].deployed_at == deployed_at
         assert fleet.sidecar.get("receipts", "c1:a1") == receipt
         assert {(c, d) for c, d, _ in fleet.sidecar.puts} == {("platforms", "a1")}  # nothing else is news
 
@@ -223,11 +225,11 @@ async def test_an_agent_starts_and_seeds_with_no_sidecar_at_all(
     other.documents.update({key: fields for key, fields in fleet.sidecar.documents.items() if key[0] != "platforms"})
     fleet.sidecar.stop()
     async with fleet.agent("a1") as one, fleet.agent("a2", sidecar=other) as two:
-        assert [s.manifest.reference for s in one.held()] == ["app:1.0"]
+        assert [s.manifest.reference for s in one.facts.held()] == ["app:1.0"]
         with pytest.raises(NotFoundError):
             one.resolve("other", "", "")
         assert one.resolve("app", "", "").digest == published.manifest_digest
-        await other.put_document("platforms", "a1", one.heartbeat())
+        await other.put_document("platforms", "a1", one.facts.heartbeat())
         await until(lambda: two.view.synced)
         async with asyncio.timeout(20):
             await two.pull(two.resolve("app", "", ""), "test").wait()
@@ -265,6 +267,14 @@ async def test_a_manifest_from_outside_is_not_acted_on(fleet: Any, package: Call
         with pytest.raises(UntrustedError, match="fake"):
             two.resolve("fake", "", "")
         assert two.resolve("app", "", "").digest == published.manifest_digest
+        # A command waits: that a bad copy is there does not prove that no good one will come.
+        await fleet.order(fleet.command("c1", "a2", package="fake"))
+        await until(lambda: "not to be trusted" in fleet.sidecar.get("receipts", "c1:a2").get("message", ""))
+        assert fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.EXECUTING
+        # One that pins the manifest of another package never will be right.
+        await fleet.order(fleet.command("c2", "a2", package="other", manifest=published.manifest_digest))
+        await until(lambda: fleet.sidecar.get("commands", "c2")["status"] == CommandStatus.FAILED)
+        assert "is about app:1.0" in fleet.sidecar.get("receipts", "c2:a2")["message"]
 
 
 async def test_what_transfers_cost_is_told_after_a_restart(
@@ -280,3 +290,56 @@ async def test_what_transfers_cost_is_told_after_a_restart(
         assert two.transfers.history.all() == [before]
     async with fleet.agent("a2") as two:
         assert two.transfers.history.all() == [before]
+
+
+async def test_a_revoked_package_is_dropped_not_pulled_and_flagged(
+    fleet: Any, package: Callable[..., Path], until: Any
+) -> None:
+    hub = fleet.credentials("hub", Role.HUB)
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        kept = await one.publish(package(2), "other", "1.0", "any", quiet)
+        await fleet.order(fleet.command("c1", "a2", "deploy", package="app"))
+        await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.COMPLETED)
+        revocation = Revocation.of_package(published.manifest_digest, reason="bad build", created_at=int(time.time()))
+        await fleet.sidecar.put_document("revocations", revocation.doc_id, seal_revocation(hub, revocation))
+        await until(lambda: not fleet.sidecar.get("packages", "a1:app:1.0-any"))
+        await until(lambda: not fleet.sidecar.get("packages", "a2:app:1.0-any"))
+        assert [s.manifest_digest for s in one.facts.held()] == [kept.manifest_digest]
+        assert two.store.stat().chunks == 0
+        await until(lambda: fleet.sidecar.get("deployments", "a2:app")["status"] == "revoked")
+        assert fleet.sidecar.get("platforms", "a2")["workloads"][0]["status"] == "revoked"
+        with pytest.raises(UntrustedError, match="bad build"):
+            two.resolve("app", "1.0", "")
+        await fleet.order(fleet.command("c2", "a2", package="app", version="1.0"))
+        await until(lambda: fleet.sidecar.get("receipts", "c2:a2").get("status") == CommandStatus.FAILED)
+        assert "bad build" in fleet.sidecar.get("receipts", "c2:a2")["message"]
+
+
+async def test_a_revoked_node_gives_no_orders_and_publishes_nothing(
+    fleet: Any, package: Callable[..., Path], until: Any
+) -> None:
+    hub, lost = fleet.credentials("hub", Role.HUB), fleet.credentials("lost", Role.HUB)
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
+        await one.publish(package(1), "app", "1.0", "any", quiet)
+        for endpoint in (lost.identity.endpoint_id, fleet.credentials("a1").identity.endpoint_id):
+            revocation = Revocation.of_endpoint(endpoint, reason="captured", created_at=int(time.time()))
+            await fleet.sidecar.put_document("revocations", revocation.doc_id, seal_revocation(hub, revocation))
+        await fleet.order(fleet.command("c1", "a2", package="app"), by=lost)
+        await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.FAILED)
+        assert "captured" in fleet.sidecar.get("receipts", "c1:a2")["message"]
+        with pytest.raises(UntrustedError, match="captured"):
+            two.resolve("app", "", "")
+
+
+async def test_a_revocation_ends_a_pull_that_is_under_way(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    hub = fleet.credentials("hub", Role.HUB)
+    async with fleet.agent("a1", upload_limit=500_000) as one, fleet.agent("a2") as two:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        await fleet.order(fleet.command("c1", "a2", package="app"))
+        await until(lambda: (s := two.status_of(published.manifest_digest)) is not None and s.verified > 0)
+        revocation = Revocation.of_package(published.manifest_digest, reason="bad build", created_at=int(time.time()))
+        await fleet.sidecar.put_document("revocations", revocation.doc_id, seal_revocation(hub, revocation))
+        await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.FAILED)
+        assert "bad build" in fleet.sidecar.get("receipts", "c1:a2")["message"]
+        assert two.transfers.active() == []

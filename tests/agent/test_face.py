@@ -48,7 +48,7 @@ async def test_the_polled_face(fleet: Any, package: Callable[..., Path], until: 
         async with AgentClient(url) as client:
             [*_, last] = await publish(client, package())
         await fleet.order(fleet.command("d1", "a1", "deploy", package="app"))
-        await until(lambda: agent.in_force())
+        await until(lambda: agent.facts.in_force())
         async with aiohttp.ClientSession(url) as session:
             async with session.get("/status") as response:
                 status = await response.json()
@@ -150,7 +150,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_pull(
             async for message in messages:
                 if message.state == "fetching":
                     break
-        await until(lambda: two.held())
+        await until(lambda: two.facts.held())
 
 
 async def test_pages_of_other_sites_and_other_machines_are_refused(fleet: Any) -> None:

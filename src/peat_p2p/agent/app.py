@@ -43,7 +43,7 @@ async def open_agent(config: AgentConfig) -> AsyncIterator[Endpoints]:
             state_dir=config.state_root / "swarm",
         )
         engine = await stack.enter_async_context(SwarmEngine.open(store, credentials, swarm, clock))
-        sidecar = await stack.enter_async_context(SidecarClient(config.sidecar))
+        sidecar = await stack.enter_async_context(SidecarClient(config.sidecar, token=_token(config)))
         agent = Agent(config, credentials, store, engine, sidecar, clock)
         await stack.enter_async_context(agent.run())
         address = await stack.enter_async_context(_serve(make_application(agent, clock), config.node.http_listen))
@@ -68,6 +68,16 @@ def load_credentials(node: NodeConfig) -> NodeCredentials:
             f"--node-id {node.node_id}, but the certificate in {node.formation} is {credentials.identity.node_id}'s"
         )
     return credentials
+
+
+def _token(config: AgentConfig) -> str | None:
+    file = config.sidecar_token_file
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"the sidecar's token cannot be read from {file}: {error.strerror}") from None
 
 
 def _machine_name() -> str:

@@ -21,7 +21,9 @@ class AgentConfig:
     """The agent's settings. `sidecar` is the URL of its own sidecar's API. Raises ConfigError when a value is wrong.
 
     `heartbeat_interval_s` is the time between heartbeats when nothing changes; a change is pushed at once. Limits are
-    bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back.
+    bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back. A
+    package that fewer than `copies` agents in reach hold is shown as under-replicated. `sidecar_token_file` holds the
+    token of a sidecar that asks for one.
     """
 
     node: NodeConfig
@@ -36,6 +38,8 @@ class AgentConfig:
     classification: str = ""
     run_mode: str = ""
     keep_deployments: int = 2
+    copies: int = 2
+    sidecar_token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.sidecar:
@@ -48,6 +52,8 @@ class AgentConfig:
             raise ConfigError("a rate limit is a number of bytes per second, 0 for none")
         if self.keep_deployments < 0:
             raise ConfigError("keep-deployments is a number of old versions, 0 for none")
+        if self.copies < 1:
+            raise ConfigError("copies is the number of holders a package shall have, 1 or more")
         if not self.arch:
             raise ConfigError("the agent's architecture is empty; give --arch")
 

@@ -149,7 +149,7 @@ class ControlService(PeatAgent):
         tickets = self._agent.transfers.active()
         messages = [transfer_message(ticket, ticket.transfer.status()) for ticket in tickets]
         under_way = {ticket.digest for ticket in tickets}
-        deployed = {deployment.manifest: deployment.path for deployment in self._agent.in_force()}
+        deployed = {deployment.manifest: deployment.path for deployment in self._agent.facts.in_force()}
         for ended in self._agent.transfers.history.all():
             if ended.digest not in under_way:
                 message = transfer_message(ended, ended.status)
@@ -160,7 +160,7 @@ class ControlService(PeatAgent):
     async def list_packages(self, _request: pb.ListPackagesRequest, _ctx: Context) -> pb.ListPackagesResponse:
         """Every package known here, by announcement or because it is held."""
         known = {manifest.digest: manifest for manifest in self._agent.view.manifests()}
-        for summary in self._agent.held():
+        for summary in self._agent.facts.held():
             if summary.manifest_digest not in known:
                 manifest = summary.manifest
                 with contextlib.suppress(PeatError):
@@ -173,7 +173,7 @@ class ControlService(PeatAgent):
         manifest, agent = known.manifest, self._agent
         holders = [holding.agent_id for holding in agent.view.holders(known.digest) if holding.complete]
         held = 0
-        if agent.holds(known.digest):
+        if agent.facts.summary(known.digest) is not None:
             holders.append(agent.agent_id)
             held = manifest.total_bytes
         elif (status := agent.status_of(known.digest)) is not None and status.total:
@@ -191,7 +191,7 @@ class ControlService(PeatAgent):
             published_at=manifest.created,
             holders=sorted(set(holders)),
             held_bytes=held,
-            deployed=any(deployment.manifest == known.digest for deployment in agent.in_force()),
+            deployed=any(deployment.manifest == known.digest for deployment in agent.facts.in_force()),
         )
 
 

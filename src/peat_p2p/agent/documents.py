@@ -20,10 +20,11 @@ from peat_p2p.fleet import holdings as fleet
 from peat_p2p.fleet.commands import Receipt
 from peat_p2p.fleet.heartbeat import Heartbeat
 from peat_p2p.fleet.holdings import Announcement, Holding, PullStatus
-from peat_p2p.fleet.ids import DEPLOYMENTS, MANIFESTS, PACKAGES, RECEIPTS
+from peat_p2p.fleet.ids import DEPLOYMENTS, MANIFESTS, PACKAGES, RECEIPTS, holding_id
 
 REGISTRY = "peat"
 DEPLOYED = "deployed"
+REVOKED = "revoked"  # in force here, but the formation took back its trust in the package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +85,18 @@ def holding(agent_id: str, held: HeldPackage, changed_at: float) -> tuple[Key, F
     return Key(PACKAGES, document.doc_id), document.to_fields()
 
 
-def deployed(agent_id: str, deployment: Deployment) -> tuple[Key, Fields]:
+def holding_key(agent_id: str, manifest: Manifest) -> Key:
+    """The name of the document about what this agent has of a package."""
+    return Key(PACKAGES, holding_id(agent_id, manifest.reference, manifest.arch))
+
+
+def deployed(agent_id: str, deployment: Deployment, status: str = DEPLOYED) -> tuple[Key, Fields]:
     """The document `deployments/{agent_id}:{package}`."""
     document = fleet.Deployment(
         agent_id=agent_id,
         package=deployment.package,
         version=deployment.version,
-        status=DEPLOYED,
+        status=status,
         annotations={"arch": deployment.arch, "manifest": deployment.manifest},
         digest=deployment.digest,
         path=deployment.path,

@@ -48,7 +48,7 @@ class _Face:
         self._clock = clock
 
     async def status(self, _request: web.Request) -> web.Response:
-        beat = self._agent.heartbeat()
+        beat = self._agent.facts.heartbeat()
         return web.json_response(
             {
                 "version": beat["version"],
@@ -73,18 +73,18 @@ class _Face:
                 "namespaceOverride": "",
                 "annotations": {"arch": deployment.arch, "manifest": deployment.manifest},
             }
-            for deployment in self._agent.in_force()
+            for deployment in self._agent.facts.in_force()
         ]
         return web.json_response({"packages": packages})
 
     async def list_pulled(self, request: web.Request) -> web.Response:
         await _check_body(request)
         tags: dict[str, list[dict[str, Any]]] = {}
-        for summary in self._agent.held():
+        for summary in self._agent.facts.held():
             manifest = summary.manifest
             tags.setdefault(manifest.name, []).append(_tag(manifest, PullStatus.COMPLETE, manifest.total_bytes))
         for ticket in self._agent.transfers.active():
-            if not self._agent.holds(ticket.digest):
+            if self._agent.facts.summary(ticket.digest) is None:
                 status = ticket.transfer.status()
                 tags.setdefault(ticket.manifest.name, []).append(
                     _tag(ticket.manifest, PullStatus.PULLING, status.verified)

@@ -67,7 +67,7 @@ class FleetPeers:
             check_endpoint_id(beat.endpoint_id)
         except ConfigError:
             return None
-        if swarm is None:
+        if swarm is None or self._view.revoked.endpoint(beat.endpoint_id) is not None:
             return None
         return PeerCandidate(
             agent_id=holding.agent_id,

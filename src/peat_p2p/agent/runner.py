@@ -136,6 +136,7 @@ class CommandRunner:
         try:
             command, signer = open_command(command_id, document, self._anchor, self._clock.wall())
             require_may_act(command, signer, self._agent_id)
+            self._view.revoked.check_identity(signer)
         except PeatError as error:
             return desk.Refused(command_id, f"refused: {error}", outer.single, told)
         if not command.addresses(self._agent_id, self._site):

@@ -1,8 +1,8 @@
-"""The agent: what it holds, what it is asked to do, and what it tells its sidecar.
+"""The agent: its life, and what it can do.
 
-Owns the facts the agent reports (packages held, deployments in force, transfers under way) and the operations that
-change them: publish, pull, deploy. Rule: everything here works with the sidecar away; what cannot be told is told
-later, in its latest form. Which parts are used is `app.py`'s choice; what commands mean is `commands.py`'s.
+Owns the loops that run as long as the agent lives and the operations that change its facts: publish, pull, deploy,
+drop. Rule: everything here works with the sidecar away; what cannot be told is told later, in its latest form. Which
+parts are used is `app.py`'s choice; what commands mean is `commands.py`'s.
 """
 
 from __future__ import annotations
@@ -19,28 +19,25 @@ from peat_p2p.agent import documents
 from peat_p2p.agent.commands import Order
 from peat_p2p.agent.config import AgentConfig
 from peat_p2p.agent.deploy import Deployment, Deployments
-from peat_p2p.agent.documents import HeldPackage
+from peat_p2p.agent.facts import Facts
 from peat_p2p.agent.journal import CommandJournal
-from peat_p2p.agent.peers import FleetPeers, advertised, own_networks
+from peat_p2p.agent.peers import FleetPeers, own_networks
 from peat_p2p.agent.pusher import Sidecar, SidecarLink
-from peat_p2p.agent.reports import Fields, Key, ReportBook, next_beat
+from peat_p2p.agent.reports import Key, ReportBook, next_beat
 from peat_p2p.agent.runner import CommandRunner
 from peat_p2p.agent.threads import Stopper, in_thread
 from peat_p2p.agent.transfers import Ticket, Transfers
 from peat_p2p.agent.view import FleetView, KnownManifest
-from peat_p2p.content.manifest import open_manifest
+from peat_p2p.content.manifest import WrongManifestError, open_manifest
 from peat_p2p.content.materialize import materialize
 from peat_p2p.content.publish import publish
-from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
+from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError, PeatError, UntrustedError
-from peat_p2p.fleet.holdings import PullStatus
 from peat_p2p.fleet.ids import (
     COMMANDS,
-    DEPLOYMENTS,
     MANIFESTS,
-    PACKAGES,
-    PLATFORMS,
+    REVOCATIONS,
     manifest_digest,
     manifest_id,
 )
@@ -48,6 +45,7 @@ from peat_p2p.swarm.engine import SwarmEngine
 from peat_p2p.swarm.status import TransferStatus
 from peat_p2p.swarm.torrent import torrent_builder
 from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.errors import RevokedError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +72,15 @@ class Agent:
         self._clock = clock
         self.view = FleetView(self.agent_id, credentials.anchor, clock)
         self.book = ReportBook(self.agent_id)
+        self.facts = Facts(
+            config,
+            agent_id=self.agent_id,
+            endpoint_id=credentials.identity.endpoint_id,
+            addresses=lambda: (engine.swarm_address, engine.metadata_address),
+            book=self.book,
+            view=self.view,
+            clock=clock,
+        )
         self.deployments = Deployments(config.deployments_root, keep=config.keep_deployments)
         self.link = SidecarLink(
             sidecar, self.book, self.view, on_change=self._document_changed, on_connected=self._connected
@@ -83,7 +90,7 @@ class Agent:
             FleetPeers(self.view, own_networks()),
             config.state_root / "transfers",
             clock=clock,
-            on_change=self._facts_changed,
+            on_change=self._tell,
             on_complete=self._arrived,
         )
         self.runner = CommandRunner(
@@ -97,12 +104,9 @@ class Agent:
             hands=self,
             on_report=self.link.due,
         )
-        self._held: dict[str, PackageSummary] = {}
-        self._holdings: dict[Key, Fields] = {}  # their documents, made once
-        self._in_force: list[Deployment] = []
         self._deploying = asyncio.Lock()
         self._unannounced = asyncio.Event()
-        self._told: dict[Key, Fields] = {}
+        self._revoked = asyncio.Event()
 
     # Life
 
@@ -110,13 +114,14 @@ class Agent:
     async def run(self) -> AsyncIterator[None]:
         """The agent's life: seeds what it holds, resumes what it was doing, follows its sidecar."""
         await asyncio.to_thread(self.deployments.clean)
-        self._in_force = await asyncio.to_thread(self.deployments.current)
+        self.facts.set_in_force(await asyncio.to_thread(self.deployments.current))
         for summary in reversed(await asyncio.to_thread(self.store.packages)):
-            self._hold(summary)
+            self.facts.hold(summary)
         async with asyncio.TaskGroup() as group, self.transfers.run(), self.runner.run():
             loops = [
                 group.create_task(self._seed_all(), name="seeding"),
                 group.create_task(self._announce_on(), name="announcing"),
+                group.create_task(self._obey_revocations(), name="revocations"),
                 group.create_task(self.link.follow(), name="follow the sidecar"),
                 group.create_task(self.link.push(), name="push to the sidecar"),
                 group.create_task(self._beat_on(), name="heartbeat"),
@@ -129,12 +134,12 @@ class Agent:
 
     async def _seed_all(self) -> None:
         """Offer everything in the store again."""
-        for summary in list(self._held.values()):
+        for summary in self.facts.held():
             try:
                 await self.engine.seed(summary)
             except PeatError as error:
                 log.error("%s cannot be seeded: %s", summary.manifest.reference, error)
-        self._facts_changed()
+        self._tell()
 
     async def _announce_on(self) -> None:
         """Announce, as long as the agent lives, manifests of what is held that the mesh does not have."""
@@ -143,103 +148,75 @@ class Agent:
             self._unannounced.clear()
             if not self.view.synced:
                 continue  # the snapshot's end wakes this again
-            for digest in list(self._held):
-                if self.view.get(MANIFESTS, manifest_id(digest)) is None:
-                    package = await asyncio.to_thread(self.store.package, digest)
+            for summary in self.facts.held():
+                if self.view.get(MANIFESTS, manifest_id(summary.manifest_digest)) is None:
+                    package = await asyncio.to_thread(self.store.package, summary.manifest_digest)
                     if package is not None:
                         self._announce(package)
 
+    async def _obey_revocations(self) -> None:
+        """Drop what the formation revoked: it is not offered, not fetched, and flagged where it is deployed."""
+        while True:
+            await self._revoked.wait()
+            self._revoked.clear()
+            for subject in self.view.revoked.packages():
+                digest = manifest_digest(subject)
+                try:
+                    self.view.revoked.check_package(digest)
+                except PeatError as error:
+                    self.transfers.stop(digest, error)
+                    summary = self.facts.summary(digest)
+                    if summary is not None:
+                        log.warning("%s is dropped: %s", summary.manifest.reference, error)
+                        await self.drop(digest)
+                        await asyncio.to_thread(self.store.gc)
+            self._tell()
+
     async def _beat_on(self) -> None:
         while True:
-            self._beat()
+            self._tell()
             now = self._clock.monotonic()
             due = next_beat(now, self.config.heartbeat_interval_s, self.config.heartbeat_jitter, random.random())  # noqa: S311
             await asyncio.sleep(due - now)
 
     # Facts
 
-    def _beat(self) -> None:
-        """Say that the agent is alive, and how far its transfers are."""
-        self._facts_changed()
-
-    def _facts_changed(self) -> None:
+    def _tell(self) -> None:
         """Bring what the sidecar shall hold up to date with what is the case."""
-        now = self._clock.wall()
-        wanted = dict(self._holdings)
-        for ticket in self.transfers.active():
-            if ticket.digest not in self._held:
-                key, fields = documents.holding(self.agent_id, _progress(ticket), now)
-                wanted[key] = self._unless_same(key, fields)
-        for deployment in self._in_force:
-            key, fields = documents.deployed(self.agent_id, deployment)
-            wanted[key] = fields
-        for collection in (PACKAGES, DEPLOYMENTS):
-            for doc_id in self.book.wanted(collection):
-                if Key(collection, doc_id) not in wanted:
-                    self.book.unwant(Key(collection, doc_id))
-        for key, fields in wanted.items():
-            self.book.want(key, fields)
-        self._told = wanted
-        self.book.want(Key(PLATFORMS, self.agent_id), self.heartbeat())
+        self.facts.tell(self.transfers.active())
         self.link.due()
 
-    def _hold(self, summary: PackageSummary) -> None:
-        """Count a package as held. Of two with one name the later is told: there is one document for both."""
-        self._held[summary.manifest_digest] = summary
-        held = HeldPackage(
-            manifest=summary.manifest,
-            digest=summary.manifest_digest,
-            status=PullStatus.COMPLETE,
-            held_bytes=summary.manifest.total_bytes,
-        )
-        key, fields = documents.holding(self.agent_id, held, summary.added)
-        self._holdings[key] = fields
+    async def drop(self, digest: str) -> None:
+        """Hold a package no more: neither offered nor in the store. Its chunks go with the next collection."""
+        self.facts.unhold(digest)
+        await self.engine.unseed(digest)
+        await asyncio.to_thread(self.store.remove_package, digest)
+        self.transfers.history.forget(digest)
+        self.book.unwant(Key(MANIFESTS, manifest_id(digest)))
+        self._tell()
 
-    def _unless_same(self, key: Key, fields: Fields) -> Fields:
-        """What was told before, when nothing but its time differs."""
-        before = self._told.get(key)
-        if before is not None and {**before, "last_seen": 0} == {**fields, "last_seen": 0}:
-            return before
-        return fields
-
-    def heartbeat(self) -> Fields:
-        """The agent as it describes itself now."""
-        return documents.heartbeat(
-            self.config,
-            agent_id=self.agent_id,
-            endpoint_id=self._credentials.identity.endpoint_id,
-            swarm=[str(address) for address in advertised(self.engine.swarm_address)],
-            metadata=[str(address) for address in advertised(self.engine.metadata_address)],
-            workloads=[{"name": d.package, "version": d.version, "status": documents.DEPLOYED} for d in self._in_force],
-            now=self._clock.wall(),
-        )
-
-    def held(self) -> list[PackageSummary]:
-        """The packages held whole, newest first."""
-        return sorted(self._held.values(), key=lambda summary: summary.added, reverse=True)
-
-    def holds(self, digest: str) -> bool:
-        """Whether the package of this manifest is held whole."""
-        return digest in self._held
-
-    def in_force(self) -> list[Deployment]:
-        """The deployments in force."""
-        return list(self._in_force)
+    def repair(self, digest: str, envelope: dict[str, Any]) -> None:
+        """A package lost chunks: it is not held whole any more, and what is missing is fetched again."""
+        self.facts.unhold(digest)
+        self.transfers.wish(envelope, "repair")
+        self._tell()
 
     # What the sidecar tells
 
     def _document_changed(self, collection: str, doc_id: str, fields: Mapping[str, Any] | None) -> None:
         if collection == COMMANDS:
             self.runner.changed(doc_id)
-        elif collection == MANIFESTS and fields is None and manifest_digest(doc_id) in self._held:
+        elif collection == MANIFESTS and fields is None and self.facts.summary(manifest_digest(doc_id)):
             self._unannounced.set()
+        elif collection == REVOCATIONS:
+            self._revoked.set()
 
     def _connected(self, connected: bool) -> None:
         if connected:
             log.info("the sidecar is in reach; %d commands are known", len(self.view.all(COMMANDS)))
             self.runner.connected()
             self._unannounced.set()
-            self._facts_changed()
+            self._tell()
 
     def _announce(self, package: StoredPackage) -> None:
         self.book.want(*documents.announcement(package.manifest, package.manifest_digest, package.envelope))
@@ -248,9 +225,9 @@ class Agent:
     def _arrived(self, package: StoredPackage) -> None:
         for summary in self.store.find(package.manifest.name, package.manifest.version, package.manifest.arch):
             if summary.manifest_digest == package.manifest_digest:
-                self._hold(summary)
+                self.facts.hold(summary)
         self._announce(package)
-        self._facts_changed()
+        self._tell()
 
     # What the agent can do
 
@@ -278,7 +255,7 @@ class Agent:
                 raise
             known = stored
         if known.manifest.name != name or (version and known.manifest.version != version):
-            raise UntrustedError(f"manifest {digest} is about {known.manifest.reference}, not {name}:{version}")
+            raise WrongManifestError(f"manifest {digest} is about {known.manifest.reference}, not {name}:{version}")
         return known
 
     def _stored(self, digest: str) -> KnownManifest | None:
@@ -286,6 +263,8 @@ class Agent:
         if package is None:
             return None
         manifest, _, publisher = open_manifest(package.envelope, self._credentials.anchor, self._clock.wall())
+        self.view.revoked.check_package(digest)
+        self.view.revoked.check_identity(publisher)
         return KnownManifest(manifest, digest, publisher.node_id, package.envelope)
 
     async def obtain(self, order: Order, wish: str, say: Callable[[str], None]) -> Ticket:
@@ -299,7 +278,10 @@ class Agent:
                 else:
                     known = self.resolve(order.package, order.version, order.arch)
                 return self.transfers.wish(known.envelope, wish)
-            except NotFoundError as error:
+            except (RevokedError, WrongManifestError):
+                raise
+            except (NotFoundError, UntrustedError) as error:
+                # A manifest that does not verify proves nothing, not even that there is no good one.
                 if str(error) != said:
                     said = str(error)
                     say(said)
@@ -332,8 +314,8 @@ class Agent:
 
         async with self._deploying:
             deployment = await in_thread(work)
-            self._in_force = await asyncio.to_thread(self.deployments.current)
-        self._facts_changed()
+            self.facts.set_in_force(await asyncio.to_thread(self.deployments.current))
+        self._tell()
         return deployment
 
     async def unpack(
@@ -391,13 +373,6 @@ class Agent:
     def status_of(self, digest: str) -> TransferStatus | None:
         """How far the transfer of a package is, when there is one."""
         return next((ticket.status for ticket in self.transfers.active() if ticket.digest == digest), None)
-
-
-def _progress(ticket: Ticket) -> HeldPackage:
-    status, manifest = ticket.transfer.status(), ticket.manifest
-    # The status counts distinct chunks, the document what is delivered.
-    held = manifest.total_bytes * status.verified // status.total if status.total else 0
-    return HeldPackage(manifest=manifest, digest=ticket.digest, status=PullStatus.PULLING, held_bytes=held)
 
 
 def require_absent(destination: Path) -> None:

@@ -42,6 +42,7 @@ class Ticket:
     changes: Changes = field(default_factory=Changes)
     package: StoredPackage | None = None
     error: PeatError | None = None
+    stopped: PeatError | None = None
 
     @property
     def digest(self) -> str:
@@ -146,6 +147,15 @@ class Transfers:
             self._forget(digest)
             ticket.transfer.cancel()
 
+    def stop(self, digest: str, error: PeatError) -> None:
+        """Nobody shall have it: end the transfer whoever wishes for it, with `error` as the reason."""
+        ticket = self._tickets.get(digest)
+        if ticket is not None and not ticket.ended:
+            ticket.stopped = error
+            ticket.wishes.clear()
+            self._forget(digest)
+            ticket.transfer.cancel()
+
     def _begin(self, envelope: dict[str, Any], wishes: set[str]) -> Ticket:
         if self._group is None:
             raise UnavailableError("the agent is stopping")
@@ -171,7 +181,7 @@ class Transfers:
                     await asyncio.sleep(0)
                     ticket.transfer = self._engine.fetch(ticket.envelope, self._peers)
                     continue
-                ticket.error = error
+                ticket.error = ticket.stopped or error
             except PeatError as error:
                 ticket.error = error
             break

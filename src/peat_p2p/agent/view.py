@@ -17,11 +17,13 @@ from peat_p2p.content.manifest import Manifest, open_manifest
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import NotFoundError, PeatError, UntrustedError
 from peat_p2p.fleet.holdings import Holding
-from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS, RECEIPTS
+from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS, RECEIPTS, REVOCATIONS
 from peat_p2p.fleet.versions import VersionKey, version_key
 from peat_p2p.trust.anchor import TrustAnchor
+from peat_p2p.trust.errors import RevokedError
+from peat_p2p.trust.revocation import RevocationSet
 
-COLLECTIONS = (COMMANDS, RECEIPTS, MANIFESTS, PACKAGES, PLATFORMS, DEPLOYMENTS)
+COLLECTIONS = (REVOCATIONS, COMMANDS, RECEIPTS, MANIFESTS, PACKAGES, PLATFORMS, DEPLOYMENTS)
 ANY_ARCH = "any"
 # Two vocabularies for the same processors: that of the kernel and that of container images.
 SAME_ARCH = {"x86_64": "amd64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "aarch64"}
@@ -70,6 +72,7 @@ class FleetView:
         self._held_as: dict[str, set[str]] = {}  # package name -> ids of the packages documents about it
         self._by_name: dict[str, set[str]] = {}  # package name -> ids of the manifests documents that claim it
         self._opened: dict[str, KnownManifest | PeatError] = {}
+        self._revoked: RevocationSet | None = None
 
     def begin_snapshot(self) -> None:
         """A snapshot begins: what it does not show will be gone."""
@@ -107,6 +110,9 @@ class FleetView:
         elif collection == MANIFESTS:
             _reindex(self._by_name, doc_id, _text(before, "name"), _text(fields, "name"))
             self._opened.pop(doc_id, None)
+        elif collection == REVOCATIONS:
+            self._revoked = None
+            self._opened.clear()
         self.changes.notify()
 
     def get(self, collection: str, doc_id: str) -> Fields | None:
@@ -116,6 +122,13 @@ class FleetView:
     def all(self, collection: str) -> Mapping[str, Fields]:
         """The documents of a collection by id."""
         return self._documents[collection]
+
+    @property
+    def revoked(self) -> RevocationSet:
+        """Whom and what the formation no longer trusts."""
+        if self._revoked is None:
+            self._revoked = RevocationSet.read(self._documents[REVOCATIONS], self._anchor)
+        return self._revoked
 
     def holders(self, manifest_digest: str) -> list[Holding]:
         """The holdings of one package version, this agent's own left out."""
@@ -167,6 +180,8 @@ class FleetView:
         if candidates:
             archs = ", ".join(sorted({known.manifest.arch for known in candidates}))
             raise NotFoundError(f"{what} is published for {archs}, not for {arch or own_arch}")
+        if isinstance(refused, RevokedError):
+            raise refused
         if refused is not None:
             raise UntrustedError(f"{what}: its manifest is not to be trusted: {refused}") from refused
         raise NotFoundError(f"{what} is not known here: nobody in reach has published it")
@@ -198,6 +213,8 @@ class FleetView:
             manifest, digest, publisher = open_manifest(envelope, self._anchor, self._clock.wall())
             if digest != f"blake3:{doc_id}":
                 raise UntrustedError(f"manifest document {doc_id} holds another manifest ({digest})")
+            self.revoked.check_package(digest)
+            self.revoked.check_identity(publisher)
         except PeatError as error:
             return error
         return KnownManifest(manifest, digest, publisher.node_id, envelope)
