@@ -21,7 +21,7 @@ from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.torrents import Torrent
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 45.0
+PATIENCE_S = 15.0
 _ASSIST_WORTH = 20  # the metadata of a package is offered to a holder of another version if this much smaller
 
 

@@ -1,0 +1,212 @@
+"""Who fetches what over the thin link: the pure agreement, and engines of two sites on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
+from peat_p2p.swarm.plan import Plan
+from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
+
+DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
+ALL = set(range(200))
+SITE = ("a", "b", "c", "d")
+
+
+def agreement(names=SITE):
+    made = {name: Thrift(name, DIGESTS) for name in names}
+    for name, thrift in made.items():
+        thrift.observe(0.0, names, {other: 0 for other in names if other != name})
+    return made
+
+
+def test_every_chunk_is_exactly_one_agents() -> None:
+    shares = [thrift.mine(1.0, ALL, set()) for thrift in agreement().values()]
+    assert set().union(*shares) == ALL
+    assert sum(len(share) for share in shares) == len(ALL)
+    assert all(25 <= len(share) <= 75 for share in shares)
+
+
+def test_when_one_goes_only_its_chunks_move() -> None:
+    made = agreement()
+    before = {name: thrift.mine(1.0, ALL, set()) for name, thrift in made.items()}
+    for name, thrift in made.items():
+        thrift.observe(2.0, SITE, {other: 0 for other in SITE if other not in (name, "d")})
+    after = {name: made[name].mine(2.1, ALL, set()) for name in "abc"}
+    assert set().union(*after.values()) == ALL
+    assert sum(len(share) for share in after.values()) == len(ALL)
+    assert all(before[name] <= after[name] for name in "abc")
+
+
+def test_one_that_never_connects_gets_its_grace_once() -> None:
+    thrift = Thrift("a", DIGESTS)
+    thrift.observe(0.0, ("a", "b"), {})
+    assert thrift.mine(1.0, ALL, set()) < ALL
+    thrift.observe(GRACE_S + 1, ("a", "b"), {})
+    assert thrift.mine(GRACE_S + 1, ALL, set()) == ALL
+
+
+def test_one_that_stands_still_loses_its_chunks_and_one_that_owes_nothing_waits_in_peace() -> None:
+    thrift = Thrift("a", DIGESTS)
+    theirs = ALL - _mine_of(thrift, 0.0, 0)
+    late = MIN_PATIENCE_S + 1
+    assert _mine_of(thrift, late, 0, missing=theirs) == theirs
+    waiting = Thrift("a", DIGESTS)
+    mine = _mine_of(waiting, 0.0, 0)
+    assert _mine_of(waiting, 100.0, 50, missing=mine) == mine
+    # Somebody else's chunks come up again: it is still counted on for its share.
+    assert _mine_of(waiting, 101.0, 50, missing=ALL) == mine
+
+
+def _mine_of(thrift: Thrift, now: float, count: int, missing=ALL):
+    thrift.observe(now, ("a", "b"), {"b": count})
+    return thrift.mine(now, missing, set())
+
+
+def test_what_a_neighbour_has_is_nobodys_task() -> None:
+    made = agreement()
+    have = {n for n in ALL if n % 2}
+    shares = [thrift.mine(1.0, ALL, have) for thrift in made.values()]
+    assert set().union(*shares) == ALL - have
+
+
+def test_patience_follows_the_link() -> None:
+    thrift = Thrift("a", DIGESTS)
+    thrift.observe(0.0, ("a", "b"), {"b": 0})
+    assert thrift.patience == MIN_PATIENCE_S
+    for n in range(5):
+        thrift.fetched_own(n * 10.0)
+    assert thrift.patience > 60
+
+
+@given(st.sets(st.sampled_from("abcdefgh"), min_size=2), st.binary(min_size=32, max_size=32))
+def test_rendezvous_keeps_the_order_of_the_others(members: set[str], key: bytes) -> None:
+    order = rendezvous(key, members)
+    gone = order[0]
+    assert rendezvous(key, members - {gone}) == order[1:]
+    assert rendezvous(key, list(members)[::-1]) == order
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sets(st.sampled_from(SITE)), min_size=4, max_size=4),
+    st.sets(st.sampled_from(SITE), max_size=3),
+    st.integers(0, 2**32),
+)
+def test_whatever_each_sees_and_whoever_dies_every_chunk_comes_in(views, dying, seed) -> None:
+    """Each agent knows another set of members; some die. The living still fetch everything in bounded time."""
+    digests = DIGESTS[:24]
+    wanted = set(range(24))
+    living = [name for name in SITE if name not in dying]
+    agents = {name: Thrift(name, digests) for name in SITE}
+    have: dict[str, set[int]] = {name: set() for name in SITE}
+    fetches = 0
+    now = 0.0
+    for step in range(400):
+        now += 0.5
+        if all(have[name] == wanted for name in living):
+            break
+        acting = list(SITE) if step < 4 else living
+        for name in acting:
+            view = views[SITE.index(name)] | {name}
+            connected = {o: len(have[o]) for o in acting if o != name and o in view and name in _seen(views, o)}
+            agents[name].observe(now, view, connected)
+            at_site = set().union(*(have[o] for o in connected)) if connected else set()
+            missing = wanted - have[name]
+            mine = agents[name].mine(now, missing, at_site)
+            if mine:
+                have[name].add(min(mine))
+                fetches += 1
+                agents[name].fetched_own(now)
+            elif at_site & missing:
+                have[name].add(min(at_site & missing))
+    assert all(have[name] == wanted for name in living)
+    if all(view >= set(SITE) for view in views) and not dying:
+        assert fetches == len(wanted)
+
+
+def _seen(views, name):
+    return views[SITE.index(name)] | {name}
+
+
+def candidate(name: str, site: str, **changes) -> PeerCandidate:
+    return PeerCandidate(name, name, HostPort("127.0.0.1", 1), site=site, **changes)
+
+
+def test_the_plan_alternates_between_own_share_and_neighbours() -> None:
+    plan = Plan("a", "s", DIGESTS)
+    far = candidate("x", "t")
+    near = candidate("b", "s", complete=False)
+    nothing = [False] * 200
+    first = plan.decide(0.0, ALL, (), [far, near], {"b": nothing, "x": [True] * 200})
+    assert not first.inside
+    assert 0 < len(first.wanted) < 200
+    rest = ALL - first.wanted
+    second = plan.decide(1.0, rest, (), [far, near], {"b": nothing})
+    assert second.inside
+    assert second.wanted == rest
+    # The neighbour dies: its share is fetched from outside, and what was begun is finished.
+    begun = {min(first.wanted)}
+    plan.decide(2.0, rest, (), [far, near], {})
+    third = plan.decide(2.0 + GRACE_S, rest | begun, begun, [far, near], {})
+    assert not third.inside
+    assert third.wanted == rest | begun
+
+
+def test_without_a_site_neighbours_or_an_outside_there_is_no_thrift() -> None:
+    near, far = candidate("b", "s", complete=False), candidate("x", "t")
+    for site, peers in (("", [near, far]), ("s", [far]), ("s", [near])):
+        decision = Plan("a", site, DIGESTS).decide(0.0, ALL, (), peers, {})
+        assert (decision.wanted, decision.inside) == (ALL, False)
+
+
+def test_a_complete_neighbour_is_waited_for_once() -> None:
+    plan = Plan("a", "s", DIGESTS)
+    peers = [candidate("b", "s"), candidate("x", "t")]
+    assert plan.decide(0.0, ALL, (), peers, {}).inside
+    assert not plan.decide(GRACE_S + 1, ALL, (), peers, {}).inside
+    assert plan.decide(GRACE_S + 2, ALL, (), peers, {"b": [True] * 200}).inside
+
+
+def test_held_back_it_finishes_what_is_begun() -> None:
+    decision = Plan("a", "", DIGESTS).decide(0.0, ALL, {3, 4}, [candidate("x", "t")], {}, held="budget")
+    assert (decision.wanted, decision.reason) == ({3, 4}, "budget")
+
+
+@pytest.mark.parametrize("death", [False, True])
+async def test_a_site_crosses_the_link_about_once(node, content, death: bool) -> None:
+    ann = node("ann")
+    site = [node(name) for name in ("bob", "cat", "dan")]
+    package = ann.publish(content(size=4_000_000))
+    await (await ann.start(listen=HostPort("127.0.1.1", 0), upload_limit=1_500_000)).seed(package)
+    source = StaticPeers()
+    transfers = {}
+    for number, one in enumerate(site):
+        await one.start(listen=HostPort(f"127.0.2.{number + 1}", 0), site="south")
+    everyone = [ann.candidate(site="north"), *(one.candidate(site="south", complete=False) for one in site)]
+    source.set(everyone)
+    async with asyncio.timeout(90):
+        for one in site:
+            transfers[one.name] = one.engine.fetch(package.envelope, source)
+        if death:
+            async for status in transfers["dan"].updates():
+                if status.verified > 250_000:
+                    break
+            await site[2].stop()
+            source.set(everyone[:-1])
+        for one in site[: 2 if death else 3]:
+            await transfers[one.name].wait()
+    total = package.index.unique_bytes
+    crossed = sum(
+        source.bytes
+        for transfer in transfers.values()
+        for source in transfer.status().sources
+        if source.agent_id not in ("bob", "cat", "dan")
+    )
+    assert crossed <= total * (1.5 if death else 1.15)
