@@ -19,7 +19,9 @@ from typing import Any, Self
 from peat_p2p.content.manifest import open_manifest
 from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
 from peat_p2p.core.address import HostPort
+from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock, SystemClock
+from peat_p2p.swarm.budget import Budget, Meter
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
 from peat_p2p.swarm.peers import PeerBook, PeerSource
 from peat_p2p.swarm.seeds import Seeds
@@ -31,6 +33,9 @@ from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
+_METER_S = 0.5
+_METER_SAVE_S = 5.0
+NO_BUDGET = Budget()
 _ANY_PORT = HostPort("127.0.0.1", 0)
 
 
@@ -44,6 +49,7 @@ class SwarmConfig:
     download_limit: int = 0
     upload_limit: int = 0
     state_dir: Path | None = None
+    budget: Budget = NO_BUDGET
 
 
 class SwarmEngine:
@@ -61,7 +67,9 @@ class SwarmEngine:
         self._stack = AsyncExitStack()
         self._torrents: TorrentSession
         self._seeds: Seeds
-        self._tending: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._meter = Meter(config.budget)
+        self._stopped = ""
         self._around: Surroundings
         self.swarm_address = config.listen
         self.metadata_address = config.metadata_listen
@@ -103,7 +111,9 @@ class SwarmEngine:
                 hold=self._hold,
             )
             await self._tasks.__aenter__()
-            self._tending = self._tasks.create_task(self._seeds.tend(), name="tend seeds")
+            self._loops.append(self._tasks.create_task(self._seeds.tend(), name="tend seeds"))
+            if config.budget.limits:
+                await self._begin_metering()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -115,8 +125,8 @@ class SwarmEngine:
         try:
             for transfer in self._transfers.values():
                 transfer.cancel()
-            if self._tending is not None:
-                self._tending.cancel()
+            for loop in self._loops:
+                loop.cancel()
             # The body's own error goes on as it is; the group would wrap it.
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -160,8 +170,50 @@ class SwarmEngine:
         """Change the caps in bytes per second; 0 is none."""
         self._torrents.set_limits(Limits(download, upload))
 
+    async def _begin_metering(self) -> None:
+        path = self._around.state_dir / "budget.json"
+        if path.exists():
+            self._meter.load(await asyncio.to_thread(path.read_bytes))
+        self._keep_budget()
+        self._loops.append(self._tasks.create_task(self._metering(path), name="meter"))
+
+    async def _metering(self, path: Path) -> None:
+        """Count all traffic; stop and resume the session as the budget says."""
+        counted = margin = 0
+        saved = self._clock.monotonic()
+        try:
+            while True:
+                self._torrents.ask_traffic()
+                await asyncio.sleep(_METER_S)
+                traffic = self._torrents.traffic
+                self._meter.spend(self._clock.wall(), traffic - counted)
+                margin += traffic - counted
+                counted = traffic
+                self._keep_budget()
+                now = self._clock.monotonic()
+                if now - saved >= _METER_SAVE_S:
+                    # As much as crossed since the last time may cross before the next time.
+                    await asyncio.to_thread(write_atomic, path, self._meter.dump(margin))
+                    saved, margin = now, 0
+        finally:
+            write_atomic(path, self._meter.dump(0))
+
+    def _keep_budget(self) -> None:
+        reason = self._meter.why_not(self._clock.wall())
+        if bool(reason) != bool(self._stopped):
+            log.warning("swarm traffic stops: %s", reason) if reason else log.info("swarm traffic goes on")
+            self._torrents.pause(bool(reason))
+        self._stopped = reason
+
+    @property
+    def stopped(self) -> str:
+        """Why all traffic is stopped; empty when it is not."""
+        return self._stopped
+
     def _hold(self, transfer: Transfer) -> str:
         """Why a transfer must not fetch now; empty when it may."""
+        if self._stopped:
+            return self._stopped
         for other in self._transfers.values():
             if other.priority > transfer.priority and other.busy:
                 return f"yields to {other.manifest.reference}, which matters more"

@@ -153,6 +153,7 @@ class TorrentSession:
 
     def __init__(self, session: lt.session, credentials: NodeCredentials, save_path: Path, address: HostPort) -> None:
         self.address = address
+        self.traffic = 0  # bytes both ways since the start, protocol included
         self._session: lt.session | None = session
         self._credentials = credentials
         self._save_path = save_path
@@ -252,6 +253,11 @@ class TorrentSession:
             else:
                 self._session.resume()
 
+    def ask_traffic(self) -> None:
+        """Bring `traffic` up to date soon."""
+        if self._session is not None:
+            self._session.post_session_stats()
+
     def set_limits(self, limits: Limits) -> None:
         """Change the caps of the session."""
         if self._session is not None:
@@ -263,6 +269,9 @@ class TorrentSession:
                 log.debug("libtorrent dropped alerts: %s", alert.message())
                 for torrent in self._torrents.values():
                     torrent.wake.set()
+                continue
+            if isinstance(alert, lt.session_stats_alert):
+                self.traffic = alert.values["net.recv_bytes"] + alert.values["net.sent_bytes"]
                 continue
             if not isinstance(alert, lt.torrent_alert):
                 continue

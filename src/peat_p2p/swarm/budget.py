@@ -1,0 +1,151 @@
+"""When the swarm may use the network, and how much.
+
+Owns byte budgets per hour, day and month and windows of the day, all in UTC. Rule: when a budget is used up everything
+stops and says so, until the period ends; nothing falls back to another way by itself; after a crash rather too much
+has been counted than too little. Pure: time is an argument. Must not know sessions or files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from peat_p2p.core.errors import ConfigError
+
+_DAY_MINUTES = 24 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of each day, in minutes after midnight UTC; it may run over midnight."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """Read `HH:MM-HH:MM`. Raises ConfigError."""
+        begin, dash, end = text.partition("-")
+        if not dash:
+            raise ConfigError(f"time window {text!r} is not HH:MM-HH:MM")
+        window = cls(_minutes(begin, text), _minutes(end, text))
+        if window.start == window.end:
+            raise ConfigError(f"time window {text!r} is empty")
+        return window
+
+    def holds(self, minute: int) -> bool:
+        """Whether a minute of the day is inside."""
+        if self.start < self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+    def __str__(self) -> str:
+        return "-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in (self.start, self.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes, both ways together, per hour, day and month (0: no limit), and when traffic is allowed (none: always)."""
+
+    hour: int = 0
+    day: int = 0
+    month: int = 0
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def limits(self) -> bool:
+        """Whether it forbids anything at all."""
+        return bool(self.hour or self.day or self.month or self.windows)
+
+
+@dataclass(slots=True)
+class Meter:
+    """What was used of a budget in the present periods."""
+
+    budget: Budget
+    _used: dict[str, tuple[str, int]] = field(default_factory=dict)  # period -> (which one, bytes)
+
+    def spend(self, now: float, count: int) -> None:
+        """Count bytes that crossed."""
+        for period, key in _periods(now).items():
+            known, used = self._used.get(period, (key, 0))
+            self._used[period] = (key, (used if known == key else 0) + count)
+
+    def used(self, now: float, period: str) -> int:
+        """Bytes in the present hour, day or month."""
+        key, used = self._used.get(period, ("", 0))
+        return used if key == _periods(now)[period] else 0
+
+    def why_not(self, now: float) -> str:
+        """Why nothing may cross now; empty when it may."""
+        for period, limit in (("month", self.budget.month), ("day", self.budget.day), ("hour", self.budget.hour)):
+            if limit and self.used(now, period) >= limit:
+                return (
+                    f"the budget of {_size(limit)} per {period} is used up; "
+                    f"it begins anew in {_span(_ends(now, period) - now)}"
+                )
+        windows = self.budget.windows
+        at = datetime.fromtimestamp(now, UTC)
+        minute = at.hour * 60 + at.minute
+        if windows and not any(window.holds(minute) for window in windows):
+            wait = min((window.start - minute) % _DAY_MINUTES for window in windows) * 60 - at.second
+            return f"outside the hours {_list(windows)} UTC; they begin in {_span(wait)}"
+        return ""
+
+    def dump(self, margin: int) -> bytes:
+        """The account as JSON, with `margin` bytes added for what may cross before the next one is written."""
+        return json.dumps({period: [key, used + margin] for period, (key, used) in self._used.items()}).encode()
+
+    def load(self, data: bytes) -> None:
+        """Take up an account. One that cannot be read counts as none."""
+        try:
+            content: Any = json.loads(data)
+            self._used = {str(period): (str(key), int(used)) for period, (key, used) in content.items()}
+        except (ValueError, TypeError, AttributeError):
+            self._used = {}
+
+
+def _periods(now: float) -> dict[str, str]:
+    at = datetime.fromtimestamp(now, UTC)
+    return {"hour": at.strftime("%Y-%m-%dT%H"), "day": at.strftime("%Y-%m-%d"), "month": at.strftime("%Y-%m")}
+
+
+def _ends(now: float, period: str) -> float:
+    at = datetime.fromtimestamp(now, UTC).replace(minute=0, second=0, microsecond=0)
+    if period == "hour":
+        return (at + timedelta(hours=1)).timestamp()
+    at = at.replace(hour=0)
+    if period == "day":
+        return (at + timedelta(days=1)).timestamp()
+    return (at.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
+
+
+def _minutes(text: str, whole: str) -> int:
+    hours, colon, minutes = text.strip().partition(":")
+    digits = hours.isascii() and hours.isdigit() and minutes.isascii() and minutes.isdigit()
+    if not colon or not digits or int(hours) > 24 or int(minutes) > 59 or int(hours) * 60 + int(minutes) > _DAY_MINUTES:
+        raise ConfigError(f"time window {whole!r} is not HH:MM-HH:MM")
+    return (int(hours) * 60 + int(minutes)) % _DAY_MINUTES
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:g} {unit}"
+    return f"{count} bytes"
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0, int(seconds))
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h" if seconds < 172800 else f"{seconds // 86400} days"
+
+
+def _list(windows: Iterable[Window]) -> str:
+    return ", ".join(str(window) for window in windows)
