@@ -35,6 +35,7 @@ COMMANDS = {
     "fleet": "fleet:fleet",
     "peers": "peers:peers",
     "commands": "commands:commands",
+    "revoke": "revoke:revoke",
     "demo": "demo:demo",
 }
 
