@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
@@ -27,16 +28,15 @@ from peat_p2p.mesh.frames import CLASSES, Goodbye, Hello, Reason, encode_frame
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import Neighbours
 from peat_p2p.mesh.session import Session
-from peat_p2p.mesh.store import ReplicaStore
+from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
-from peat_p2p.mesh.tls import RefusedError, TlsStream
+from peat_p2p.mesh.tls import RefusedError, TlsStream, contexts
 from peat_p2p.mesh.topology import MAX_LINKS, Member, Plan
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
 from peat_p2p.trust.credentials import NodeCredentials, peer_identity
 from peat_p2p.trust.errors import RevokedError
 from peat_p2p.trust.identity import Identity
 
-ALPN = ("peat-mesh/1",)
 _LOG = logging.getLogger(__name__)
 _MAX_ACCEPTING = 64
 _IDLE = 3600.0
@@ -64,6 +64,7 @@ class Mesh:
         self._clock = clock
         self._group = group
         self._store = ReplicaStore(replica)
+        self._sink = ReplicaSink(replica)
         self._trees = [VersionTree(self._store, klass) for klass in CLASSES]
         self._random = random.Random(os.urandom(16))  # noqa: S311  (jitter)
         self._dialer = Dialer(self._random)
@@ -87,8 +88,8 @@ class Mesh:
         self._past_received = 0
         self._address = config.listen
         self._names: dict[str, tuple[str, str]] = {}
-        self._server_context = credentials.server_context(ALPN)
-        self._client_context = credentials.client_context(ALPN)
+        self._server_context, self._client_context = contexts(credentials)
+        self._tls_sessions: dict[str, ssl.SSLSession] = {}
 
     @classmethod
     @asynccontextmanager
@@ -323,7 +324,8 @@ class Mesh:
 
     async def _connect(self, address: HostPort, endpoint_id: str) -> tuple[TlsStream, Identity]:
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        stream = TlsStream(reader, writer, self._client_context, server_side=False)
+        session = self._tls_sessions.get(endpoint_id)
+        stream = TlsStream(reader, writer, self._client_context, server_side=False, session=session)
         try:
             await stream.handshake()
             identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
@@ -382,7 +384,7 @@ class Mesh:
             now=self._clock.monotonic(),
             budget=self._config.link_budget,
         )
-        session = Session(core, stream, self._replica, identity, self._clock, self._admit, self._relay, dialled=dialled)
+        session = Session(core, stream, self._sink, identity, self._clock, self._admit, self._relay, dialled=dialled)
         session.optional = optional
         self._speaking.add(session)
         try:
@@ -394,6 +396,8 @@ class Mesh:
             _LOG.exception("the link to %s failed", identity)
             reason = "internal error, see the log"
         finally:
+            if dialled and (tls_session := stream.session) is not None:
+                self._tls_sessions[identity.endpoint_id] = tls_session
             stream.abort()
             self._speaking.discard(session)
             self._quiet.set()

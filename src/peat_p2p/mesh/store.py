@@ -6,14 +6,14 @@ Owns the wire form of part keys and the adaptation of `documents.Replica` to the
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.codec import decode_update, encode_update
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.rules import CERTIFICATES
-from peat_p2p.documents.types import PartKey, Update
+from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
 from peat_p2p.documents.types import Version as PartVersion
 from peat_p2p.mesh.frames import Version
 
@@ -97,3 +97,43 @@ def decode_key(data: bytes) -> PartKey:
         )
     except (struct.error, UnicodeDecodeError) as error:
         raise InvalidInputError(f"not a part key: {error}") from error
+
+
+class ReplicaSink:
+    """What links write to a replica.
+
+    Remembers the cursors of this process: the replica commits cursors with the next data, and until then does not show
+    them, but a link that comes back at once shall not repeat what its predecessor brought.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._cursors: dict[str, tuple[bytes, dict[int, int]]] = {}
+
+    async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
+        """See Sink."""
+        outcomes = await self._replica.apply(updates, source, cursors)
+        for move in cursors:
+            epoch, held = self._cursors.get(move.peer, (b"", {}))
+            if epoch != move.epoch:
+                held = {}
+                self._cursors[move.peer] = (move.epoch, held)
+            held[move.klass] = move.seq
+        return outcomes
+
+    def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
+        """See Sink."""
+        known, held = self._cursors.get(peer, (b"", {}))
+        return {**self._replica.cursors(peer, epoch), **(held if known == epoch else {})}
+
+    async def forget(self, purged: Iterable[tuple[PartKey, int]], peer: str) -> list[tuple[PartKey, int]]:
+        """See Sink."""
+        return await self._replica.forget(purged, peer)
+
+    async def caught_up(self, peer: str) -> None:
+        """See Sink."""
+        await self._replica.caught_up(peer)
+
+    def take_reoffer(self, peer: str) -> bool:
+        """See Sink."""
+        return self._replica.take_reoffer(peer)
