@@ -3,6 +3,8 @@ FROM debian:12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE ./
+# Where the registry is behind a proxy with a CA of its own: --build-arg PIP_CERT=FILE, the file mounted into the build.
+ARG PIP_CERT
 RUN python3 -m venv /opt/peat
 # The lock holds the development tools too; as constraints it pins what the service needs and no more is installed.
 RUN grep -vE '^ +(--hash|#)' requirements.lock | sed -E 's/ \\$//' > constraints.txt

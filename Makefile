@@ -7,7 +7,7 @@ STAMPS := .make
 APT := DEBIAN_FRONTEND=noninteractive $(if $(filter 0,$(shell id -u)),,sudo) apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench gen gen-check lint types lock soak clean test-deps
+.PHONY: help venv demo test check bench bench-deps gen gen-check lint types lock soak clean test-deps
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -48,6 +48,9 @@ gen: venv ## Generate the Python code of proto/
 gen-check: venv
 	@d=$$(mktemp -d) && trap 'rm -rf "$$d"' EXIT && bash .ci/generate "$$d" && diff -r -x __pycache__ "$$d" src/peat_p2p/wire/gen \
 	  && echo "generated code is current" || { echo "generated code differs from proto/: run make gen"; exit 1; }
+
+bench-deps: venv ## Install the tools the benchmarks compare with
+	@bash .ci/bench-packages
 
 bench: venv ## List the benchmarks
 	$(BIN)/python -m bench --help

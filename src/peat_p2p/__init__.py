@@ -1,4 +1,3 @@
 """Peer-to-peer package distribution for fleets of edge sites."""
 
 __version__ = "0.1.0"
-
