@@ -70,6 +70,8 @@ class Member:
         self.ledger = open_ledger(
             self.store, self.authority, LIMITS, Rules(), self.random.randbytes, now + self.skew, chain_length=300
         )
+        self.ledger.desk.put_reserved("_sidecars", {"addresses": "[]"}, now + self.skew)
+        self.ledger.flush(self.store)
 
     def documents(self) -> dict[tuple[str, str], str]:
         found = {}
@@ -393,10 +395,12 @@ def run_machine(machine, examples, steps):
 HISTORIES = int(os.environ.get("PEAT_HISTORIES", "100"))
 
 
+@pytest.mark.timeout(600)
 def test_any_history_converges():
     run_machine(FleetMachine, HISTORIES, steps=30)
 
 
+@pytest.mark.timeout(600)
 def test_any_history_of_long_absences_converges():
     run_machine(AbsenceMachine, HISTORIES // 2, steps=20)
 

@@ -44,7 +44,7 @@ _SIGNATURE_BYTES = 64
 class Memory(Protocol):
     """What is known of parts that are gone."""
 
-    def purged_up_to(self, key: PartKey, content: Content) -> int:
+    def purged_up_to(self, key: PartKey, content: Content, now: float) -> int:
         """Up to which stamp what `content` says was here and was forgotten; 0: it was not."""
         ...
 
@@ -139,7 +139,7 @@ class Gate:
         if reason := self._not_allowed(certificate.identity, key, content, before, now):
             return Outcome(Verdict.REJECTED, key, POLICY + reason)
         beat = self._kept_beat(current, before, content, update.beat)
-        if current is None and (floor := self._memory.purged_up_to(key, content)):
+        if current is None and (floor := self._memory.purged_up_to(key, content, now)):
             return Outcome(Verdict.PURGED, key, floor=floor)
         seq = self._shelf.next_seq()
         same_line = current is not None and current.generation == update.generation

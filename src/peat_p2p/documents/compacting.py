@@ -9,7 +9,6 @@ word alone. Must not know about links or the disk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from peat_p2p.documents.content import Content
 from peat_p2p.documents.horizon import Horizon
@@ -96,8 +95,9 @@ class Compactor:
     def forget(self, key: PartKey, floor: int, now: float, time: float) -> bool:
         """Forget what of a part is stamped up to `floor`, on the word of a peer. Returns whether there was anything.
 
-        Only what is older than the horizon can have been forgotten by others. Our own part is issued anew with what is
-        newer; another's goes, and its writer issues it anew in the same way.
+        Only what is older than the horizon can have been forgotten by others. What our own part says since is
+        written anew, as of now: with its old stamps it would seem to be a thing of the past to whoever has heard from
+        us since. Another's part goes; its writer does the same.
         """
         part = self._shelf.newest(key)
         limit = stamp_at(time - self._shelf.rules.horizon)
@@ -109,8 +109,7 @@ class Compactor:
             return False
         self._horizon.raise_floor(limit)
         if key == self._desk.key(key.collection, key.doc_id):
-            kept = content.after(floor)
-            self._desk.reissue(key, replace(kept, deleted=kept.deleted if kept.deleted > floor else 0), now)
+            self._desk.say_again(key, content.after(floor), now)
         else:
             self._shelf.stage_removal(key)
         return True

@@ -33,6 +33,7 @@ class Horizon:
         self._coming: dict[str, dict[tuple[Writer, int], int]] = {}
         self._reoffer: set[str] = set()
         self._lapsed: dict[str, float] = {}
+        self._refused: dict[tuple[Writer, int], float] = {}
 
     @property
     def floor(self) -> int:
@@ -52,20 +53,29 @@ class Horizon:
         ahead = self._shelf.staged.covers.get((writer, klass))
         return ahead or self._shelf.covers.get((writer, klass), 0)
 
-    def purged_up_to(self, key: PartKey, content: Content) -> int:
+    def purged_up_to(self, key: PartKey, content: Content, now: float) -> int:
         """Up to which stamp what an unknown part says was here and was forgotten; 0: it was not."""
         if is_reserved(key.collection):
             return 0
-        cover = self.cover((key.origin, key.incarnation), self._shelf.rules.of(key.collection).klass)
+        writer, klass = (key.origin, key.incarnation), self._shelf.rules.of(key.collection).klass
+        cover = self.cover(writer, klass)
         bound = min(self.floor, cover)
-        return bound if content.oldest <= bound else 0
+        if content.oldest > bound:
+            return 0
+        # Until its writer has said anew what counts of it, we do not have everything of that writer.
+        self._refused[writer, klass] = now
+        for coming in self._coming.values():
+            coming.pop((writer, klass), None)
+        return bound
 
     def saw_beacon(self, key: PartKey, content: Content, source: str, now: float) -> None:
         """A writer's beacon came: what it wrote before came before it, once the source has given all it has."""
         klass = self._shelf.rules.of(key.collection).klass
         writer = (key.origin, key.incarnation)
-        self._coming.setdefault(source, {})[writer, klass] = content.version
-        before = self.cover(writer, klass)
+        if abs(now - self._refused.get((writer, klass), float("-inf"))) > _LAPSE:
+            self._coming.setdefault(source, {})[writer, klass] = content.version
+        # A writer whose beacons never came to anything here is judged by the oldest we have of it.
+        before = self.cover(writer, klass) or self._shelf.oldest.get(writer, 0)
         if before and stamp_time(content.version) - stamp_time(before) > self._shelf.rules.horizon:
             self._reoffer.add(source)
             self._lapsed[source] = now + _LAPSE

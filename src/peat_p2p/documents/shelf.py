@@ -126,6 +126,8 @@ class Shelf:
         self._ahead: dict[DocKey, dict[Writer, Part]] = {}
         self._logs = [_Log() for _ in range(CLASSES)]
         self.part_count = 0
+        # The lowest version of any part of a writer that was here while this process runs.
+        self.oldest: dict[Writer, int] = {}
 
     # What is committed -----------------------------------------------------------------------------------------------
 
@@ -354,6 +356,7 @@ class Shelf:
             entry.parts.pop(writer, None)
         else:
             entry.parts[writer] = part
+            self.oldest[writer] = min(part.version, self.oldest.get(writer, part.version))
         change = len(entry.parts) - before
         self.part_count += change
         self._logs[self.rules.of(key.collection).klass].live += change

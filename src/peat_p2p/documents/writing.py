@@ -133,6 +133,21 @@ class Desk:
         else:
             self._shelf.stage_removal(key)
 
+    def say_again(self, key: PartKey, content: Content, now: float) -> None:
+        """Stage our part `key` as new writes of what `content` says and readers see; without any, forget it."""
+        live_field = self._shelf.rules.of(key.collection).live_field
+        view = merge(self._shelf.writers(key.collection, key.doc_id).values(), live_field)
+        fields = dict(content.fields)
+        part = self._shelf.newest(key)
+        if live_field and content.anchor is not None and part is not None:
+            fields[live_field] = content.anchor.value_at(part.beat.position if part.beat else 0)
+        seen = {name: value.text for name, value in fields.items() if _sees(view, name, value)}
+        if seen:
+            stamp = self._stamps.next(now, view.top)
+            self._place(key, Content({name: Value(stamp, text) for name, text in seen.items()}), now, anew=True)
+        else:
+            self._shelf.stage_removal(key)
+
     def _heartbeat(self, key: PartKey, view: View, live_field: str, changed: dict[str, str], now: float) -> bool:
         """Stage a new value of the live field by proof of life. False: it has to be written like any other."""
         text = changed[live_field]
@@ -224,6 +239,11 @@ class Desk:
                 f"{collection}/{doc_id} would have {size} bytes; a document has at most {self._limits.document_bytes}"
                 " (setting document_bytes)"
             )
+
+
+def _sees(view: View, name: str, value: Value) -> bool:
+    seen = view.fields.get(name)
+    return seen is not None and seen.value == value
 
 
 def check_collection(collection: str) -> None:
