@@ -6,6 +6,8 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
 from peat_p2p.client import SidecarClient
+from peat_p2p.core.errors import DeniedError, PeatError
+from peat_p2p.trust.identity import Role
 from peat_p2p.wire.gen.peat.node.v1 import node_pb
 from peat_p2p.wire.gen.peat.sidecar.v1 import sidecar_pb as pb
 
@@ -40,6 +42,16 @@ async def test_a_document_is_merged_by_key_listed_and_deleted(api):
     assert await get(api, "a") is None
     assert (await api.list_documents(pb.ListDocumentsRequest(collection="things"))).doc_ids == ["b"]
     assert (await api.list_documents(pb.ListDocumentsRequest(collection="none"))).doc_ids == []
+
+
+async def test_an_empty_object_is_a_document(api):
+    await put(api, "a", "{}")
+    assert await get(api, "a") == "{}"
+    await put(api, "a", '{"n":1}')
+    await put(api, "a", " { } ")
+    assert await get(api, "a") == '{"n":1}'
+    await api.delete_document(pb.DeleteDocumentRequest(collection="things", doc_id="a"))
+    assert await get(api, "a") is None
 
 
 async def test_numbers_come_back_as_they_were_written(api):
@@ -269,3 +281,30 @@ async def test_two_calls_at_once_do_not_lose_each_others_fields(run):
             for n in range(100):
                 group.create_task(client.put_document("things", "a", {f"k{n}": n}))
         assert await client.get_document("things", "a") == {f"k{n}": n for n in range(100)}
+
+
+async def test_a_store_key_makes_the_file_unreadable_to_others(run, tmp_path):
+    key = bytes(range(32))
+    async with run(store_key=key) as endpoints, SidecarClient(endpoints.api) as client:
+        await client.put_document("things", "needle-id", {"text": "needle-in-haystack"})
+    data = b"".join(path.read_bytes() for path in (tmp_path / "data" / "n1").iterdir() if path.is_file())
+    assert b"needle" not in data
+    for wrong in (None, bytes(32)):
+        with pytest.raises(PeatError):
+            async with run(store_key=wrong):
+                pass
+    async with run(store_key=key) as endpoints, SidecarClient(endpoints.api) as client:
+        assert await client.get_document("things", "needle-id") == {"text": "needle-in-haystack"}
+
+
+@pytest.mark.parametrize("collection", ["rollouts", "desired"])
+async def test_orders_are_for_operators_and_hubs(run, collection):
+    async with run() as endpoints, SidecarClient(endpoints.api) as client:
+        with pytest.raises(DeniedError, match="operator or hub"):
+            await client.put_document(collection, "r", {"n": 1})
+        with pytest.raises(DeniedError, match="operator or hub"):
+            await client.delete_document(collection, "r")
+        assert await client.list_documents(collection) == []
+    async with run("hub", node={"roles": (Role.HUB,)}) as endpoints, SidecarClient(endpoints.api) as client:
+        await client.put_document(collection, "r", {"n": 1})
+        assert await client.list_documents(collection) == ["r"]

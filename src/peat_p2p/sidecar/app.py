@@ -25,6 +25,7 @@ from peat_p2p.mesh.types import MeshConfig
 from peat_p2p.sidecar.config import SidecarConfig
 from peat_p2p.sidecar.feed import Feeds
 from peat_p2p.sidecar.node import NodeService
+from peat_p2p.sidecar.policy import accept
 from peat_p2p.sidecar.server import read_token, serving
 from peat_p2p.sidecar.service import SidecarService
 from peat_p2p.sidecar.watcher import Watcher
@@ -60,7 +61,14 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
     async with AsyncExitStack() as stack:
         stack.enter_context(_one_failure())
         replica = await stack.enter_async_context(
-            Replica.open(node.data_dir / DATABASE, credentials, time, Limits(document_bytes=config.max_document_bytes))
+            Replica.open(
+                node.data_dir / DATABASE,
+                credentials,
+                time,
+                Limits(document_bytes=config.max_document_bytes),
+                policy=accept,
+                key=config.store_key,
+            )
         )
         mesh = await stack.enter_async_context(Mesh.open(replica, credentials, mesh_config(config), time))
         feeds = Feeds(replica, max_pending=config.max_pending_changes)

@@ -6,7 +6,7 @@ can reach must know its callers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peat_p2p.core.config import NodeConfig
@@ -22,7 +22,8 @@ class SidecarConfig:
     `tls` serves the API on TCP with the node's certificate and asks callers for one of the formation; `token_file`
     names a file whose content callers on TCP must show. A Unix socket needs neither: its file mode guards it.
     `watch_agent` is the URL of an agent that does not push: it is polled every `watch_interval_s` seconds and written
-    as the agent `watch_agent_id` (empty: this node).
+    as the agent `watch_agent_id` (empty: this node). `link_budget` is the most bytes per second one link of the mesh
+    may carry. `store_key` (32 bytes) encrypts the database.
     """
 
     node: NodeConfig
@@ -34,7 +35,8 @@ class SidecarConfig:
     watch_agent: str | None = None
     watch_agent_id: str = ""
     watch_interval_s: float = 10.0
-    link_budget: int | None = None
+    link_budget: float | None = None
+    store_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_document_bytes < 1024:

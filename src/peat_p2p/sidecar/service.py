@@ -21,6 +21,7 @@ from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.jsontext import split_object
 from peat_p2p.documents.replica import Replica
 from peat_p2p.mesh.service import Mesh
+from peat_p2p.sidecar import policy
 from peat_p2p.sidecar.checks import check_collection, check_id
 from peat_p2p.sidecar.feed import Feeds
 from peat_p2p.sidecar.sealing import SIGNED, signature_fields
@@ -92,11 +93,7 @@ class SidecarService(PeatSidecar):
     async def put_document(self, request: pb.PutDocumentRequest, ctx: Context, /) -> pb.PutDocumentResponse:
         """Merge a JSON object into a document."""
         collection, doc_id = check_collection(request.collection), check_id(request.doc_id)
-        if collection in SIGNED:
-            fields = split_object(request.json_data)
-            await self._put_fields(collection, doc_id, fields)
-        else:
-            await self._replica.put(collection, doc_id, request.json_data)
+        await self._put_fields(collection, doc_id, split_object(request.json_data))
         return pb.PutDocumentResponse()
 
     async def get_document(self, request: pb.GetDocumentRequest, ctx: Context, /) -> pb.GetDocumentResponse:
@@ -106,7 +103,9 @@ class SidecarService(PeatSidecar):
 
     async def delete_document(self, request: pb.DeleteDocumentRequest, ctx: Context, /) -> pb.DeleteDocumentResponse:
         """Delete a document; that there was none is no error."""
-        await self._replica.delete(check_collection(request.collection), check_id(request.doc_id))
+        collection, doc_id = check_collection(request.collection), check_id(request.doc_id)
+        policy.require(self._replica.node, collection, doc_id, (), deletes=True)
+        await self._replica.delete(collection, doc_id)
         return pb.DeleteDocumentResponse()
 
     async def list_documents(self, request: pb.ListDocumentsRequest, ctx: Context, /) -> pb.ListDocumentsResponse:
@@ -194,6 +193,7 @@ class SidecarService(PeatSidecar):
             now = self._clock.wall()
             added = signature_fields(self._credentials, collection, doc_id, text, _parsed(fields), now)
             fields = {**fields, **added}
+        policy.require(self._replica.node, collection, doc_id, fields)
         await self._replica.put_fields(collection, doc_id, fields)
 
     async def _read(self, kind: type[M]) -> list[M]:
