@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from connectrpc.request import RequestContext
 
+from peat_p2p.agent.explain import explain
 from peat_p2p.agent.history import EndedTransfer
 from peat_p2p.agent.service import Agent, require_absent
+from peat_p2p.agent.streams import BREATH_SECONDS, PULSE_SECONDS, follow, paced
 from peat_p2p.agent.transfers import Ticket
+from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.agent.view import KnownManifest
 from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
@@ -27,8 +30,6 @@ from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgent
 
 SETTLE_SECONDS = 5.0  # a node that has just started is given this long to hear of packages before one is "unknown"
-BREATH_SECONDS = 0.1  # messages of a stream are at least this far apart
-PULSE_SECONDS = 1.0  # and at most this far
 DEFAULT_ARCH = "any"
 
 _STATES = {
@@ -49,40 +50,29 @@ class ControlService(PeatAgent):
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._upkeep = Upkeep(agent)
 
     async def publish(self, request: pb.PublishRequest, _ctx: Context) -> AsyncIterator[pb.PublishProgress]:
         """Publish a path on this machine, with progress."""
         name, version, arch = request.name, request.version, request.arch or DEFAULT_ARCH
         check_name(name, version, arch)
-        latest: list[pb.PublishProgress] = []
-        news = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def tell(message: pb.PublishProgress) -> None:
-            latest[:] = [message]
-            news.set()
-
-        def progress(phase: str, done: int, total: int) -> None:
-            step = {"read": "chunking", "torrent": "signing"}.get(phase, phase)
-            message = pb.PublishProgress(step=step, bytes_done=done, bytes_total=total)
-            loop.call_soon_threadsafe(tell, message)
-
         yield pb.PublishProgress(step="scanning")
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(
-                _catching(self._agent.publish(Path(request.path), name, version, arch, progress)), name="publish"
-            )
-            task.add_done_callback(lambda _: news.set())
-            try:
-                while not task.done():
-                    await news.wait()
-                    news.clear()
-                    if latest and not task.done():
-                        yield latest.pop()
-                        await asyncio.sleep(BREATH_SECONDS)
-            finally:
-                task.cancel()  # the caller went away: so does the publishing
-        package = _outcome(task.result())
+
+        async def work(tell: Callable[[pb.PublishProgress | StoredPackage], None]) -> StoredPackage:
+            def progress(phase: str, done: int, total: int) -> None:
+                step = {"read": "chunking", "torrent": "signing"}.get(phase, phase)
+                tell(pb.PublishProgress(step=step, bytes_done=done, bytes_total=total))
+
+            return await self._agent.publish(Path(request.path), name, version, arch, progress)
+
+        package: StoredPackage | None = None
+        async with contextlib.aclosing(follow(work)) as states:
+            async for state, _ in states:
+                if isinstance(state, StoredPackage):
+                    package = state
+                else:
+                    yield state
+        assert package is not None
         total = package.manifest.total_bytes
         yield pb.PublishProgress(step="announcing", bytes_done=total, bytes_total=total)
         await self._agent.announced(package.manifest_digest)
@@ -104,7 +94,7 @@ class ControlService(PeatAgent):
                 yield found
         assert known is not None
         ticket = self._agent.pull(known, f"pull:{secrets.token_hex(8)}")
-        async for status in _paced(ticket):
+        async for status in paced(ticket):
             if not status.state.final:
                 yield transfer_message(known, status)
         if ticket.package is None:
@@ -169,6 +159,81 @@ class ControlService(PeatAgent):
                     )
         return pb.ListPackagesResponse(packages=[self._package(manifest) for manifest in known.values()])
 
+    async def show_package(self, request: pb.ShowPackageRequest, _ctx: Context) -> pb.ShowPackageResponse:
+        """One package with its entries, as far as they are known here."""
+        known = self._agent.resolve(request.name, request.version, request.arch)
+        response = pb.ShowPackageResponse(package=self._package(known), annotations=dict(known.manifest.annotations))
+        stored = await asyncio.to_thread(self._agent.store.package, known.digest)
+        if stored is not None:
+            index = stored.index
+            response.unique_bytes, response.average_chunk_bytes = index.unique_bytes, index.average
+            response.entries = [
+                pb.Entry(path=e.path, kind=e.kind.name.lower(), mode=e.mode, size=e.size, target=e.target)
+                for e in index.files
+            ]
+        summary = self._agent.facts.summary(known.digest)
+        response.pinned = summary is not None and summary.pinned
+        return response
+
+    async def explain(self, request: pb.ExplainRequest, _ctx: Context) -> pb.ExplainResponse:
+        """Why a package is here or not."""
+        if not request.name:
+            raise InvalidInputError("the call names no package")
+        found = explain(self._agent, request.name, request.version, request.arch)
+        facts = [pb.Fact(about=f.about, subject=f.subject, state=f.state, text=f.text) for f in found.facts]
+        return pb.ExplainResponse(verdict=found.verdict, facts=facts)
+
+    async def remove_package(self, request: pb.RemovePackageRequest, _ctx: Context) -> pb.RemovePackageResponse:
+        """Drop a package from this agent's store."""
+        summary = self._upkeep.find(request.name, request.version, request.arch)
+        freed = await self._upkeep.remove(summary, force=request.force)
+        manifest = summary.manifest
+        package = pb.Package(
+            name=manifest.name, version=manifest.version, arch=manifest.arch, manifest=summary.manifest_digest
+        )
+        return pb.RemovePackageResponse(package=package, freed_bytes=freed)
+
+    async def pin_package(self, request: pb.PinPackageRequest, _ctx: Context) -> pb.PinPackageResponse:
+        """Keep a package from eviction, or no longer."""
+        summary = self._upkeep.find(request.name, request.version, request.arch)
+        await self._upkeep.pin(summary, request.pinned)
+        known = self._agent.resolve_digest(summary.manifest_digest, summary.manifest.name, summary.manifest.version)
+        return pb.PinPackageResponse(package=self._package(known))
+
+    async def verify_store(
+        self, _request: pb.VerifyStoreRequest, _ctx: Context
+    ) -> AsyncIterator[pb.VerifyStoreProgress]:
+        """Check every chunk, with progress."""
+        async with contextlib.aclosing(follow(self._upkeep.verify)) as states:
+            async for state, done in states:
+                yield pb.VerifyStoreProgress(
+                    bytes_done=state.bytes_done,
+                    bytes_total=state.bytes_total,
+                    chunks=state.chunks,
+                    bad_chunks=state.bad,
+                    repairing=list(state.repairing),
+                    done=done,
+                )
+
+    async def collect_garbage(self, _request: pb.CollectGarbageRequest, _ctx: Context) -> pb.CollectGarbageResponse:
+        """Remove chunks that belong to no package."""
+        result = await self._upkeep.collect()
+        return pb.CollectGarbageResponse(chunks=result.chunks, bytes=result.bytes, strays=result.strays)
+
+    async def stat_store(self, _request: pb.StatStoreRequest, _ctx: Context) -> pb.StatStoreResponse:
+        """Count what is in the store."""
+        stat = await self._upkeep.stat()
+        return pb.StatStoreResponse(
+            packages=stat.packages,
+            chunks=stat.chunks,
+            chunk_bytes=stat.chunk_bytes,
+            loose_chunks=stat.loose_chunks,
+            loose_bytes=stat.loose_bytes,
+            free_bytes=stat.free_bytes,
+            delivered_bytes=sum(summary.manifest.total_bytes for summary in self._agent.facts.held()),
+            path=str(self._agent.store.root),
+        )
+
     def _package(self, known: KnownManifest) -> pb.Package:
         manifest, agent = known.manifest, self._agent
         holders = [holding.agent_id for holding in agent.view.holders(known.digest) if holding.complete]
@@ -178,6 +243,7 @@ class ControlService(PeatAgent):
             held = manifest.total_bytes
         elif (status := agent.status_of(known.digest)) is not None and status.total:
             held = manifest.total_bytes * status.verified // status.total
+        copies = len(agent.view.copies(known.digest)) + (agent.facts.summary(known.digest) is not None)
         return pb.Package(
             name=manifest.name,
             version=manifest.version,
@@ -191,6 +257,8 @@ class ControlService(PeatAgent):
             published_at=manifest.created,
             holders=sorted(set(holders)),
             held_bytes=held,
+            copies=copies,
+            under_replicated=copies < agent.config.copies,
             deployed=any(deployment.manifest == known.digest for deployment in agent.facts.in_force()),
         )
 
@@ -215,34 +283,6 @@ def transfer_message(what: KnownManifest | Ticket | EndedTransfer, status: Trans
         elapsed_s=status.elapsed,
         sources=[pb.SourceBytes(agent_id=source.agent_id, bytes=source.bytes) for source in status.sources],
     )
-
-
-async def _paced(ticket: Ticket) -> AsyncIterator[TransferStatus]:
-    """A ticket's status, neither more nor less often than a person wants to see it, to the end."""
-    while True:
-        changed = ticket.changes.next()
-        yield ticket.status if ticket.ended else ticket.transfer.status()
-        if ticket.ended:
-            return
-        await asyncio.sleep(BREATH_SECONDS)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PULSE_SECONDS):
-                await changed.wait()
-
-
-async def _catching(work: Any) -> StoredPackage | Exception:
-    """The result of `work`, its error as a value: in a TaskGroup it would come out wrapped."""
-    try:
-        package: StoredPackage = await work
-    except Exception as error:
-        return error
-    return package
-
-
-def _outcome(result: StoredPackage | Exception) -> StoredPackage:
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _prepare(destination: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from peat_p2p.content.manifest import Manifest, open_manifest
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import NotFoundError, PeatError, UntrustedError
+from peat_p2p.fleet.heartbeat import Heartbeat, Liveness, LivenessRule, Pulse
 from peat_p2p.fleet.holdings import Holding
 from peat_p2p.fleet.ids import COMMANDS, DEPLOYMENTS, MANIFESTS, PACKAGES, PLATFORMS, RECEIPTS, REVOCATIONS
 from peat_p2p.fleet.versions import VersionKey, version_key
@@ -73,6 +74,8 @@ class FleetView:
         self._by_name: dict[str, set[str]] = {}  # package name -> ids of the manifests documents that claim it
         self._opened: dict[str, KnownManifest | PeatError] = {}
         self._revoked: RevocationSet | None = None
+        self._pulses: dict[str, Pulse] = {}
+        self._liveness = LivenessRule()
 
     def begin_snapshot(self) -> None:
         """A snapshot begins: what it does not show will be gone."""
@@ -110,6 +113,8 @@ class FleetView:
         elif collection == MANIFESTS:
             _reindex(self._by_name, doc_id, _text(before, "name"), _text(fields, "name"))
             self._opened.pop(doc_id, None)
+        elif collection == PLATFORMS:
+            self._beat(doc_id, fields)
         elif collection == REVOCATIONS:
             self._revoked = None
             self._opened.clear()
@@ -137,6 +142,32 @@ class FleetView:
     def holders_of_name(self, package: str) -> list[Holding]:
         """The holdings of any version of a package, this agent's own left out."""
         return self._holdings(self._held_as.get(package, ()))
+
+    def copies(self, manifest_digest: str) -> list[str]:
+        """The agents that hold the package whole and are not lost, this one left out."""
+        return [
+            holding.agent_id
+            for holding in self.holders(manifest_digest)
+            if holding.complete and self.liveness(holding.agent_id) is not Liveness.LOST
+        ]
+
+    def liveness(self, agent_id: str) -> Liveness:
+        """Whether an agent is there; one that never sent a heartbeat counts as lost."""
+        fields, pulse = self._documents[PLATFORMS].get(agent_id), self._pulses.get(agent_id)
+        if fields is None or pulse is None:
+            return Liveness.LOST
+        interval = Heartbeat.from_document(agent_id, fields).heartbeat_interval_s
+        return self._liveness.judge(pulse.age(self._clock.wall()), interval)
+
+    def _beat(self, agent_id: str, fields: Fields | None) -> None:
+        if fields is None:
+            self._pulses.pop(agent_id, None)
+            return
+        beat, now = Heartbeat.from_document(agent_id, fields), self._clock.wall()
+        if agent_id in self._pulses:
+            self._pulses[agent_id].beat(beat.last_seen, now)
+        else:
+            self._pulses[agent_id] = Pulse(beat.last_seen, now)
 
     def _holdings(self, doc_ids: Iterable[str]) -> list[Holding]:
         documents = self._documents[PACKAGES]

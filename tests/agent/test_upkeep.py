@@ -1,0 +1,148 @@
+"""Removal, verification, explanations: what a person asks of an agent's store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from peat_p2p.agent.explain import Explanation, explain
+from peat_p2p.agent.http import make_application
+from peat_p2p.agent.service import Agent
+from peat_p2p.agent.upkeep import Upkeep, VerifyState
+from peat_p2p.client import AgentClient
+from peat_p2p.core.clock import SystemClock
+from peat_p2p.core.errors import ConflictError, NotFoundError
+from peat_p2p.wire.asgi import make_runner
+from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+@asynccontextmanager
+async def client_of(agent: Agent) -> AsyncIterator[AgentClient]:
+    runner = make_runner(make_application(agent, SystemClock()))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with AgentClient(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_last_known_copy_goes_only_by_force(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    async with fleet.agent("a1") as one:
+        upkeep = Upkeep(one)
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        async with fleet.agent("a2") as two:
+            with pytest.raises(ConflictError, match="last known copy"):
+                await upkeep.remove(upkeep.find("app", "", ""), force=False)
+            await until(lambda: any(two.view.holders(published.manifest_digest)))
+            await two.pull(two.resolve("app", "", ""), "test").wait()
+            await until(lambda: one.view.copies(published.manifest_digest) == ["a2"])
+            freed = await upkeep.remove(upkeep.find("app", "1.0", "any"), force=False)
+            assert freed >= 1_200_000
+            assert one.facts.held() == []
+            await until(lambda: not fleet.sidecar.get("packages", "a1:app:1.0-any"))
+            assert fleet.sidecar.get("manifests", published.manifest_digest[7:])  # others hold it still
+            with pytest.raises(NotFoundError, match="not held here"):
+                upkeep.find("app", "1.0", "")
+            # What was removed can be fetched again.
+            await one.pull(one.resolve("app", "", ""), "test").wait()
+            assert upkeep.find("app", "", "").manifest_digest == published.manifest_digest
+
+
+async def test_a_pinned_package_stays(fleet: Any, package: Callable[..., Path]) -> None:
+    async with fleet.agent("a1") as one:
+        upkeep = Upkeep(one)
+        await one.publish(package(1), "app", "1.0", "any", quiet)
+        await upkeep.pin(upkeep.find("app", "", ""), True)
+        with pytest.raises(ConflictError, match="pinned"):
+            await upkeep.remove(upkeep.find("app", "", ""), force=False)
+        await upkeep.pin(upkeep.find("app", "", ""), False)
+        await upkeep.remove(upkeep.find("app", "", ""), force=True)
+        assert one.facts.held() == []
+
+
+async def test_rot_is_found_and_fetched_again(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        await two.publish(package(2), "other", "1.0", "any", quiet)
+        await until(lambda: any(two.view.holders(published.manifest_digest)))
+        await two.pull(two.resolve("app", "", ""), "test").wait()
+        for chunk in published.index.unique_chunks[:2]:
+            path = two.store.chunk_path(chunk.hex)
+            path.chmod(0o600)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        states: list[VerifyState] = []
+        last = await Upkeep(two).verify(states.append)
+        assert (last.bad, last.repairing) == (2, ("app:1.0",))
+        assert last.bytes_done == last.bytes_total >= 2_400_000
+        assert states[-1].bytes_done == last.bytes_done
+        await until(lambda: two.facts.summary(published.manifest_digest) is not None)
+        again = await Upkeep(two).verify(quiet)
+        assert (again.bad, again.repairing) == (0, ())
+
+
+async def test_why(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    def about(found: Explanation, kind: str) -> list[tuple[str, str]]:
+        return [(fact.subject, fact.state) for fact in found.facts if fact.about == kind]
+
+    async with fleet.agent("a2") as two:
+        await until(lambda: two.view.synced)
+        assert "nobody in reach has published it" in explain(two, "app", "", "").verdict
+        async with fleet.agent("a1") as one:
+            published = await one.publish(package(1), "app", "1.0", "any", quiet)
+            await until(lambda: two.view.copies(published.manifest_digest) == ["a1"])
+            found = explain(two, "app", "", "")
+            assert found.verdict == (
+                "app:1.0 is not here because nothing has asked this agent for it: peat pull app:1.0"
+            )
+            assert about(found, "holder") == [("a1", "complete")]
+            assert about(found, "sidecar") == [("", "in reach")]
+            assert explain(one, "app", "", "").verdict == "app:1.0 is here, whole and verified"
+            await fleet.order(fleet.command("c1", "a2", package="app", version="2.0"))
+            await until(lambda: fleet.sidecar.get("receipts", "c1:a2"))
+            assert about(explain(two, "app", "", ""), "command") == [("c1", "executing")]
+        await fleet.sidecar.delete_document("packages", "a1:app:1.0-any")
+        await until(lambda: not two.view.holders(published.manifest_digest))
+        assert explain(two, "app", "", "").verdict == "app:1.0 is announced, but no agent known here holds it whole"
+        two.pull(two.resolve("app", "", ""), "test")
+        await until(lambda: "on its way: waiting, no agent" in explain(two, "app", "", "").verdict)
+        fleet.sidecar.stop()
+        await until(lambda: about(explain(two, "app", "", ""), "sidecar") == [("", "out of reach")])
+
+
+async def test_over_the_wire(fleet: Any, package: Callable[..., Path]) -> None:
+    async with fleet.agent("a1") as one, client_of(one) as client:
+        await one.publish(package(1), "app", "1.0", "any", quiet)
+        shown = await client.call(lambda agent: agent.show_package(pb.ShowPackageRequest(name="app")))
+        assert (shown.package.copies, shown.package.under_replicated, shown.pinned) == (1, True, False)
+        assert {(entry.path, entry.kind, entry.size) for entry in shown.entries} == {
+            ("empty", "directory", 0),
+            *((f"file{n}.bin", "file", 300_000) for n in range(4)),
+        }
+        explained = await client.call(lambda agent: agent.explain(pb.ExplainRequest(name="app")))
+        assert explained.verdict.endswith("whole and verified")
+        states = [m async for m in client.stream(lambda agent: agent.verify_store(pb.VerifyStoreRequest()))]
+        assert states[-1].done
+        assert states[-1].bad_chunks == 0
+        stat = await client.call(lambda agent: agent.stat_store(pb.StatStoreRequest()))
+        assert (stat.packages, stat.loose_chunks, stat.delivered_bytes) == (1, 0, 1_200_000)
+        pinned = await client.call(lambda agent: agent.pin_package(pb.PinPackageRequest(name="app", pinned=True)))
+        assert pinned.package.name == "app"
+        with pytest.raises(ConflictError, match="pinned"):
+            await client.call(lambda agent: agent.remove_package(pb.RemovePackageRequest(name="app")))
+        removed = await client.call(lambda agent: agent.remove_package(pb.RemovePackageRequest(name="app", force=True)))
+        assert removed.freed_bytes >= 1_200_000
+        collected = await client.call(lambda agent: agent.collect_garbage(pb.CollectGarbageRequest()))
+        assert collected.chunks == 0
