@@ -58,11 +58,28 @@ def test_publish_pull_deploy_on_one_node(start: Callable[..., Any], source: Path
     assert (node.data_dir / "deployments/app/current/a.txt").read_text() == "alpha\n" * 1000
     wide = node.peat("commands", "list", "--wide").stdout
     assert "is deployed at" in wide
+    assert "app:1.0 is here, whole and verified" in node.peat("why", "app").stdout
+    shown = node.peat("packages", "show", "app", "--files").stdout
+    assert published["manifest"] in shown
+    assert "b.bin" in shown
+    assert loads(node.peat("store", "stat", "--json"))["packages"] == 1
+    verified = loads(node.peat("store", "verify", "--json"))
+    assert (verified["bad_chunks"], verified["repairing"]) == (0, [])
+    refused = node.peat("packages", "rm", "app:1.0")
+    assert refused.returncode == 1
+    assert "last known copy" in refused.stderr
     [agent] = loads(node.peat("fleet", "--json"))
     assert (agent["agent_id"], agent["state"]) == ("n1", "alive")
     assert agent["deployments"][0]["version"] == "1.0"
     assert agent["holdings"][0]["manifest"] == published["manifest"]
     assert "no peers" in node.peat("peers").stdout
+    chunk = next(path for path in (node.data_dir / "store/chunks").glob("*/*"))
+    chunk.chmod(0o600)
+    chunk.write_bytes(b"rot" * 100)
+    rotten = node.peat("store", "verify")
+    assert rotten.returncode == 1
+    assert "fetched again: app:1.0" in rotten.stdout
+    assert "on its way" in node.peat("why", "app").stdout
 
 
 def test_two_nodes_exchange_a_package(start: Callable[..., Any], source: Path, tmp_path: Path) -> None:

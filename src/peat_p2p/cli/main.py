@@ -32,6 +32,8 @@ COMMANDS = {
     "publish": "publish:publish",
     "pull": "pull:pull",
     "packages": "packages:packages",
+    "why": "why:why",
+    "store": "store:store",
     "fleet": "fleet:fleet",
     "peers": "peers:peers",
     "commands": "commands:commands",

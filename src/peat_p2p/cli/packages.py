@@ -5,29 +5,34 @@ from __future__ import annotations
 import click
 
 from peat_p2p.cli.connect import Place, json_option, place_options, run
-from peat_p2p.cli.output import ago, print_json, print_table, size
+from peat_p2p.cli.output import ago, plain, print_json, print_table, size, when
 from peat_p2p.cli.publish import package_json
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
 @place_options
-def packages(as_json: bool, place: Place) -> None:
+@click.pass_context
+def packages(ctx: click.Context, as_json: bool, place: Place) -> None:
     """List the packages known here: who published them, who holds them, and what this node has of them.
 
-    Only packages whose manifest verifies are listed.
+    Only packages whose manifest verifies are listed. `!` marks those with fewer copies in reach than there should be.
 
     \b
     peat packages
     peat packages --json
+    peat packages show app:1.0
+    peat packages rm app:1.0
     """
+    if ctx.invoked_subcommand is not None:
+        return
     found = run(_packages(place))
     if as_json:
         print_json([package_json(package) for package in found])
         return
     print_table(
-        ("PACKAGE", "VERSION", "ARCH", "SIZE", "HERE", "HOLDERS", "PUBLISHED", "BY"),
+        ("PACKAGE", "VERSION", "ARCH", "SIZE", "HERE", "COPIES", "HOLDERS", "PUBLISHED", "BY"),
         (
             (
                 package.name,
@@ -35,6 +40,7 @@ def packages(as_json: bool, place: Place) -> None:
                 package.arch,
                 size(package.total_bytes),
                 _here(package),
+                f"{package.copies}{' !' if package.under_replicated else ''}",
                 ", ".join(package.holders) or "nobody",
                 ago(package.published_at),
                 package.publisher,
@@ -45,6 +51,91 @@ def packages(as_json: bool, place: Place) -> None:
     )
 
 
+@packages.command()
+@click.argument("package", metavar="NAME[:VERSION]")
+@click.option("--arch", default="", help="Its architecture.  [default: this node's, or any]")
+@click.option("--files", is_flag=True, help="Also list its files, where this node holds it.")
+@json_option
+@place_options
+def show(package: str, arch: str, files: bool, as_json: bool, place: Place) -> None:
+    """Show one package: its manifest, its holders, how it is cut.
+
+    \b
+    peat packages show app:1.0 --files
+    """
+    name, version = split_reference(package)
+    found = run(_show(place, pb.ShowPackageRequest(name=name, version=version, arch=arch)))
+    about = found.package
+    assert about is not None
+    if as_json:
+        entries = [
+            {"path": e.path, "kind": e.kind, "mode": e.mode, "size": e.size, "target": e.target} for e in found.entries
+        ]
+        more = {
+            "annotations": dict(found.annotations),
+            "unique_bytes": found.unique_bytes,
+            "average_chunk_bytes": found.average_chunk_bytes,
+            "pinned": found.pinned,
+            "entries": entries,
+        }
+        print_json({**package_json(about), **more})
+        return
+    lines = {
+        "package": f"{about.name}:{about.version} for {about.arch}",
+        "manifest": about.manifest,
+        "content": about.digest,
+        "published": f"{when(about.published_at)} UTC by {about.publisher}",
+        "size": f"{size(about.total_bytes)} in {about.files} entries",
+        "chunks": f"{about.chunks}"
+        + (f", {size(found.unique_bytes)} to fetch for a node with nothing" if found.unique_bytes else ""),
+        "here": _here(about) + (", pinned" if found.pinned else ""),
+        "holders": f"{', '.join(about.holders) or 'nobody'} ({about.copies} in reach"
+        + (", fewer than there should be)" if about.under_replicated else ")"),
+        **{f"annotation {key}": value for key, value in sorted(found.annotations.items())},
+    }
+    for key, value in lines.items():
+        click.echo(f"{plain(key) + ':':<12} {plain(value)}")
+    if files:
+        click.echo()
+        print_table(
+            ("MODE", "SIZE", "PATH"),
+            ((f"{e.mode:04o}", size(e.size) if e.kind == "file" else e.kind, _path(e)) for e in found.entries),
+            empty="its files are not known here: pull it first",
+        )
+
+
+@packages.command("rm")
+@click.argument("package", metavar="NAME[:VERSION]")
+@click.option("--arch", default="", help="Its architecture, when several are held.")
+@click.option("--force", is_flag=True, help="Also when it is pinned, or no other agent in reach holds it.")
+@json_option
+@place_options
+def remove(package: str, arch: str, force: bool, as_json: bool, place: Place) -> None:
+    """Remove a package from this node's store, and stop offering it. What is deployed stays.
+
+    \b
+    peat packages rm app:1.0
+    peat packages rm app:1.0 --force
+    """
+    name, version = split_reference(package)
+    request = pb.RemovePackageRequest(name=name, version=version, arch=arch, force=force)
+    removed = run(_remove(place, request))
+    about = removed.package
+    assert about is not None
+    if as_json:
+        print_json({"manifest": about.manifest, "freed_bytes": removed.freed_bytes})
+    else:
+        click.echo(f"{about.name}:{about.version} is removed from this node; {size(removed.freed_bytes)} freed")
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """Read NAME or NAME:VERSION. Raises a usage error."""
+    name, _, version = text.partition(":")
+    if not name:
+        raise click.UsageError(f"{text!r} is not NAME or NAME:VERSION")
+    return name, version
+
+
 def _here(package: pb.Package) -> str:
     if package.deployed:
         return "deployed"
@@ -53,7 +144,21 @@ def _here(package: pb.Package) -> str:
     return f"{100 * package.held_bytes // package.total_bytes}%" if package.held_bytes else "-"
 
 
+def _path(entry: pb.Entry) -> str:
+    return f"{entry.path} -> {entry.target}" if entry.kind == "symlink" else entry.path
+
+
 async def _packages(place: Place) -> list[pb.Package]:
     async with place.agent() as agent:
         found = await agent.packages()
     return sorted(found, key=lambda package: package.name)
+
+
+async def _show(place: Place, request: pb.ShowPackageRequest) -> pb.ShowPackageResponse:
+    async with place.agent() as agent:
+        return await agent.call(lambda stub: stub.show_package(request), changes=False)
+
+
+async def _remove(place: Place, request: pb.RemovePackageRequest) -> pb.RemovePackageResponse:
+    async with place.agent() as agent:
+        return await agent.call(lambda stub: stub.remove_package(request))

@@ -70,4 +70,6 @@ def package_json(package: pb.Package) -> dict[str, object]:
         "holders": list(package.holders),
         "held_bytes": package.held_bytes,
         "deployed": package.deployed,
+        "copies": package.copies,
+        "under_replicated": package.under_replicated,
     }
