@@ -14,10 +14,10 @@ from peat_p2p.documents.content import Content
 from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, CollectionRule
-from peat_p2p.documents.shelf import DocKey, Shelf
+from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.stamps import stamp_at, stamp_time
 from peat_p2p.documents.types import PartKey
-from peat_p2p.documents.view import View, merge, said_fields
+from peat_p2p.documents.view import DocKey, View, said_fields
 from peat_p2p.documents.writing import Desk
 
 _DAY = 86_400.0
@@ -64,7 +64,7 @@ class Compactor:
         if not parts or (len(parts) == 1 and self._is_plain(parts[0], rule)):
             return
         floor = self._horizon.floor
-        view = merge(parts, rule.live_field)
+        view = self._shelf.view(doc, parts)
         if self._is_over(doc, rule, view, parts, now, time):
             self._remove(part.key for part in parts)
         elif not view.fields:

@@ -9,7 +9,7 @@ who signs or how parts are merged.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pycrdt import Doc, Map
@@ -70,8 +70,14 @@ class Content:
 
     def after(self, stamp: int) -> Content:
         """Without the values stamped up to `stamp`; the deletion stays."""
-        anchor = self.anchor if self.anchor is not None and self.anchor.stamp > stamp else None
-        return Content({n: v for n, v in self.fields.items() if v.stamp > stamp}, self.deleted, anchor)
+        return self.without(lambda name, value: value <= stamp)
+
+    def without(self, is_hidden: Callable[[str, int], bool], live_field: str = "") -> Content:
+        """Without the values of which `is_hidden(name, stamp)` says so; the deletion stays."""
+        anchor = self.anchor
+        if anchor is not None and is_hidden(live_field, anchor.stamp):
+            anchor = None
+        return Content({n: v for n, v in self.fields.items() if not is_hidden(n, v.stamp)}, self.deleted, anchor)
 
     def _stamps(self) -> Iterable[int]:
         for value in self.fields.values():

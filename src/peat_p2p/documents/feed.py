@@ -16,8 +16,9 @@ from peat_p2p.core.errors import InvalidInputError, UnavailableError
 from peat_p2p.documents.jsontext import split_object
 from peat_p2p.documents.query import All, Query, check, matches
 from peat_p2p.documents.rules import is_public_name, is_reserved
-from peat_p2p.documents.shelf import DocKey, Shelf
+from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.types import Change, Document, FeedEvent, Lagged, SnapshotComplete
+from peat_p2p.documents.view import DocKey
 
 DEFAULT_PENDING = 10_000
 

@@ -22,8 +22,10 @@ from peat_p2p.documents.shelf import Certificate, Shelf, Staged
 from peat_p2p.documents.stamps import StampClock
 from peat_p2p.documents.store import Store
 from peat_p2p.documents.types import CursorMove, Limits, Outcome, PartKey, Update, Version
+from peat_p2p.documents.view import EqualJudge, Judge
 from peat_p2p.documents.writing import Desk
 
+EQUAL = EqualJudge()
 _LOG = logging.getLogger(__name__)
 
 
@@ -37,13 +39,14 @@ class Ledger:
         rules: Rules,
         random: Callable[[int], bytes],
         *,
+        judge: Judge = EQUAL,
         chain_length: int = CHAIN_LENGTH,
     ) -> None:
         self.authority = authority
-        self.shelf = Shelf(rules)
+        self.shelf = Shelf(rules, judge)
         self._random = random
         self._stamps = StampClock()
-        self.desk = Desk(self.shelf, authority, limits, self._stamps, random, chain_length)
+        self.desk = Desk(self.shelf, authority, judge, limits, self._stamps, random, chain_length)
         self.horizon = Horizon(self.shelf, self._own_writer, self._stamps)
         self.compactor = Compactor(self.shelf, self.horizon, self.desk)
         self.gate = Gate(self.shelf, authority, limits, self.horizon)
@@ -136,10 +139,11 @@ def open_ledger(
     random: Callable[[int], bytes],
     now: float,
     *,
+    judge: Judge = EQUAL,
     chain_length: int = CHAIN_LENGTH,
 ) -> Ledger:
     """A ledger of what `store` holds, its names committed."""
-    ledger = Ledger(authority, limits, rules, random, chain_length=chain_length)
+    ledger = Ledger(authority, limits, rules, random, judge=judge, chain_length=chain_length)
     ledger.open(load(store, authority), now)
     ledger.flush(store)
     return ledger

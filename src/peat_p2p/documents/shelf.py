@@ -16,10 +16,8 @@ from peat_p2p.documents.chain import Chain
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.rules import CERTIFICATES, CLASSES, Rules
 from peat_p2p.documents.types import Document, PartKey
-from peat_p2p.documents.view import Writer, document_of
+from peat_p2p.documents.view import DocKey, Judge, View, Writer, document_of, merge
 from peat_p2p.trust.identity import Identity
-
-DocKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +110,9 @@ class _Log:
 class Shelf:
     """The tables of one replica."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, judge: Judge) -> None:
         self.rules = rules
+        self._judge = judge
         self.seq = 0
         self.staged = Staged()
         self.meta: dict[str, bytes] = {}
@@ -145,10 +144,18 @@ class Shelf:
         if entry is None:
             return None
         if not entry.known:
-            live_field = self.rules.of(collection).live_field
-            entry.document = document_of(collection, doc_id, entry.parts.values(), live_field)
+            doc = (collection, doc_id)
+            entry.document = document_of(doc, self.view(doc, entry.parts.values()))
             entry.known = True
         return entry.document
+
+    def view(self, doc: DocKey, parts: Iterable[Part]) -> View:
+        """Parts of a document merged."""
+        return merge(doc, parts, self.rules.of(doc[0]).live_field, self._judge)
+
+    def newest_view(self, doc: DocKey) -> View:
+        """A document merged, staged changes included."""
+        return self.view(doc, self.writers(*doc).values())
 
     def parts_of(self, collection: str, doc_id: str) -> Mapping[Writer, Part]:
         """The committed parts of a document."""

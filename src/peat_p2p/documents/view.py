@@ -1,14 +1,16 @@
 """What readers see: the parts of a document merged.
 
-Owns the merge: the highest deletion stamp hides every field stamped up to it, and of each field the value with the
-highest (stamp, writer) is seen. Keeps the rule that the result depends on the set of parts alone, never on the order
-they came in.
+Owns the merge: of each field the value with the highest (weight, stamp, writer) is seen, unless a deletion of at
+least its weight has a stamp that is not below its own. The weight is what the writer's word counts for on that field,
+as the judge says. Keeps the rule that the result depends on the parts and the judge alone, never on the order in
+which parts came.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from peat_p2p.documents.content import EXISTS, Content, Value
 from peat_p2p.documents.jsontext import join_object
@@ -16,23 +18,62 @@ from peat_p2p.documents.parts import Part
 from peat_p2p.documents.types import Document
 
 Writer = tuple[str, int]
+DocKey = tuple[str, str]
+
+
+class Judge(Protocol):
+    """Says what a writer's word counts for."""
+
+    def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
+        """On one field; 0: it is not seen. `target` is the text of the document's target field, if it has one."""
+        ...
+
+    def delete_weight(self, origin: str, collection: str, doc_id: str) -> int:
+        """As a deletion: it takes away what does not weigh more; 0: it does nothing."""
+        ...
+
+    def target_field(self, collection: str) -> str:
+        """The field whose value weights depend on; empty for most collections."""
+        ...
+
+
+class EqualJudge:
+    """Everybody's word counts the same."""
+
+    def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
+        """One, always."""
+        return 1
+
+    def delete_weight(self, origin: str, collection: str, doc_id: str) -> int:
+        """One, always."""
+        return 1
+
+    def target_field(self, collection: str) -> str:
+        """None."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A field's value and who wrote it."""
+    """A field's value, who wrote it and what that counts for."""
 
     value: Value
     writer: Writer
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A document as its parts say. `deleted` is the highest deletion stamp, `top` the highest stamp of any kind."""
+    """A document as its parts say. `deletions` are (weight, stamp) of deletions, `top` the highest stamp of any
+    kind."""
 
     fields: dict[str, Seen]
-    deleted: int
+    deletions: tuple[tuple[int, int], ...]
     top: int
+
+    def hides(self, weight: int, stamp: int) -> bool:
+        """Whether a value of that weight and stamp is deleted."""
+        return any(weight <= by and stamp <= up_to for by, up_to in self.deletions)
 
     @property
     def version(self) -> int:
@@ -55,30 +96,44 @@ def said_fields(part: Part, content: Content, live_field: str) -> dict[str, Valu
     return fields
 
 
-def merge(parts: Iterable[Part], live_field: str) -> View:
+def merge(doc: DocKey, parts: Iterable[Part], live_field: str, judge: Judge) -> View:
     """The document that `parts` make."""
     said: list[tuple[Writer, dict[str, Value]]] = []
-    deleted = top = 0
+    deletions: list[tuple[int, int]] = []
+    top = 0
     for part in parts:
         content = part.content()
         fields = said_fields(part, content, live_field)
         said.append(((part.key.origin, part.key.incarnation), fields))
-        deleted = max(deleted, content.deleted)
+        if content.deleted and (weight := judge.delete_weight(part.key.origin, *doc)):
+            deletions.append((weight, content.deleted))
         top = max(top, part.version, max((value.stamp for value in fields.values()), default=0))
-    seen: dict[str, Seen] = {}
+    view = View({}, tuple(deletions), top)
+    target = ""
+    if first := judge.target_field(doc[0]):
+        for writer, fields in said:
+            if first in fields:
+                _compare(view, doc, first, fields[first], writer, judge, "")
+        target = view.fields[first].value.text if first in view.fields else ""
     for writer, fields in said:
         for name, value in fields.items():
-            if value.stamp <= deleted:
-                continue
-            other = seen.get(name)
-            if other is None or (value.stamp, writer) > (other.value.stamp, other.writer):
-                seen[name] = Seen(value, writer)
-    return View(seen, deleted, top)
+            if not first or name != first:
+                _compare(view, doc, name, value, writer, judge, target)
+    return view
 
 
-def document_of(collection: str, doc_id: str, parts: Iterable[Part], live_field: str) -> Document | None:
+def _compare(view: View, doc: DocKey, name: str, value: Value, writer: Writer, judge: Judge, target: str) -> None:
+    """Let a value be seen if it counts for more than the one seen so far."""
+    weight = judge.weight(writer[0], *doc, name, target)
+    if not weight or view.hides(weight, value.stamp):
+        return
+    other = view.fields.get(name)
+    if other is None or (weight, value.stamp, writer) > (other.weight, other.value.stamp, other.writer):
+        view.fields[name] = Seen(value, writer, weight)
+
+
+def document_of(doc: DocKey, view: View) -> Document | None:
     """The document readers get; None when there is none (any more)."""
-    view = merge(parts, live_field)
     if not view.fields:
         return None
-    return Document(collection, doc_id, join_object(view.texts()), view.version)
+    return Document(*doc, join_object(view.texts()), view.version)

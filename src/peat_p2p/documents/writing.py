@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peat_p2p.core.errors import InvalidInputError, TooLargeError
+from peat_p2p.core.errors import DeniedError, InvalidInputError, TooLargeError
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
 from peat_p2p.documents.content import EXISTS, EXISTS_TEXT, Anchor, Content, Value, canonical, encode, extend
@@ -22,7 +22,7 @@ from peat_p2p.documents.rules import BEACONS, is_known_reserved, is_public_name
 from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.stamps import StampClock, stamp_time
 from peat_p2p.documents.types import Beat, Limits, PartKey
-from peat_p2p.documents.view import View, merge
+from peat_p2p.documents.view import Judge, View
 
 BEACON_INTERVAL = 86_400.0
 _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
@@ -35,6 +35,7 @@ class Desk:
         self,
         shelf: Shelf,
         authority: Authority,
+        judge: Judge,
         limits: Limits,
         stamps: StampClock,
         random: Callable[[int], bytes],
@@ -42,6 +43,7 @@ class Desk:
     ) -> None:
         self._shelf = shelf
         self._authority = authority
+        self._judge = judge
         self._limits = limits
         self._stamps = stamps
         self._random = random
@@ -68,7 +70,7 @@ class Desk:
         """Stage what of `fields` differs from the document. Returns whether anything did."""
         self.check_name(collection, doc_id)
         live_field = self._shelf.rules.of(collection).live_field
-        view = merge(self._shelf.writers(collection, doc_id).values(), live_field)
+        view = self._shelf.newest_view((collection, doc_id))
         texts = view.texts()
         changed = {name: text for name, text in fields.items() if texts.get(name) != text}
         if not changed:
@@ -77,6 +79,7 @@ class Desk:
             changed = {EXISTS: EXISTS_TEXT}
         self._check_size(collection, doc_id, {**texts, **fields})
         key = self.key(collection, doc_id)
+        self._check_right(key, view, changed)
         if live_field and live_field in changed and self._heartbeat(key, view, live_field, changed, now):
             return True
         self.write(key, view, changed, now)
@@ -85,12 +88,17 @@ class Desk:
     def delete(self, collection: str, doc_id: str, now: float) -> bool:
         """Stage the deletion of the document. Returns whether there was one."""
         self.check_name(collection, doc_id)
-        live_field = self._shelf.rules.of(collection).live_field
-        view = merge(self._shelf.writers(collection, doc_id).values(), live_field)
+        view = self._shelf.newest_view((collection, doc_id))
         if not view.fields:
             return False
+        key = self.key(collection, doc_id)
+        weight = self._judge.delete_weight(key.origin, collection, doc_id)
+        if any(seen.weight > weight for seen in view.fields.values()):
+            raise DeniedError(
+                f"{self._authority.node} may not delete {collection}/{doc_id}: others' word counts for more"
+            )
         stamp = self._stamps.next(now, view.top)
-        self._place(self.key(collection, doc_id), Content({}, deleted=stamp), now, anew=True)
+        self._place(key, Content({}, deleted=stamp), now, anew=True)
         return True
 
     def write(self, key: PartKey, view: View, changed: Mapping[str, str], now: float) -> None:
@@ -105,7 +113,7 @@ class Desk:
         if not is_known_reserved(collection):
             raise InvalidInputError(f"{collection!r} is not a reserved collection")
         key = self.key(collection, self._authority.node.endpoint_id)
-        view = merge(self._shelf.writers(key.collection, key.doc_id).values(), "")
+        view = self._shelf.newest_view((key.collection, key.doc_id))
         texts = view.texts()
         changed = {name: text for name, text in fields.items() if texts.get(name) != text}
         if changed:
@@ -123,7 +131,7 @@ class Desk:
             key = self.key(f"{BEACONS}{klass}", self._authority.node.endpoint_id)
             part = self._shelf.newest(key)
             if part is None or stamp_time(part.version) < now - BEACON_INTERVAL:
-                view = merge(self._shelf.writers(key.collection, key.doc_id).values(), "")
+                view = self._shelf.newest_view((key.collection, key.doc_id))
                 self.write(key, view, {"at": str(int(now))}, now)
 
     def reissue(self, key: PartKey, content: Content, now: float) -> None:
@@ -136,7 +144,7 @@ class Desk:
     def say_again(self, key: PartKey, content: Content, now: float) -> None:
         """Stage our part `key` as new writes of what `content` says and readers see; without any, forget it."""
         live_field = self._shelf.rules.of(key.collection).live_field
-        view = merge(self._shelf.writers(key.collection, key.doc_id).values(), live_field)
+        view = self._shelf.newest_view((key.collection, key.doc_id))
         fields = dict(content.fields)
         part = self._shelf.newest(key)
         if live_field and content.anchor is not None and part is not None:
@@ -191,7 +199,12 @@ class Desk:
         if part is None:
             return Content({}), True
         content = part.content()
-        kept = content.after(view.deleted)
+        live_field = self._shelf.rules.of(key.collection).live_field
+        target = self._target(key.collection, view)
+        kept = content.without(
+            lambda name, stamp: view.hides(self._weight(key, name, target), stamp),
+            live_field,
+        )
         # pycrdt keeps about 15 bytes of every value overwritten out of order; begin anew before that weighs.
         size = sum(len(name) + len(value.text) + 40 for name, value in content.fields.items())
         return kept, kept != content or len(part.state) > 2 * size + 512
@@ -227,6 +240,25 @@ class Desk:
                 marks=marks,
             )
         )
+
+    def _weight(self, key: PartKey, name: str, target: str) -> int:
+        return self._judge.weight(key.origin, key.collection, key.doc_id, name, target)
+
+    def _target(self, collection: str, view: View) -> str:
+        seen = view.fields.get(self._judge.target_field(collection))
+        return seen.value.text if seen is not None else ""
+
+    def _check_right(self, key: PartKey, view: View, changed: Mapping[str, str]) -> None:
+        """Raises DeniedError for a write that nobody would see."""
+        target = changed.get(self._judge.target_field(key.collection), self._target(key.collection, view))
+        for name in changed:
+            weight = self._weight(key, name, target)
+            seen = view.fields.get(name)
+            if not weight or (seen is not None and seen.weight > weight):
+                raise DeniedError(
+                    f"{self._authority.node} may not write {name!r} of {key.collection}/{key.doc_id}:"
+                    " another node's word counts for more there"
+                )
 
     def _check_size(self, collection: str, doc_id: str, texts: Mapping[str, str]) -> None:
         if len(texts) > self._limits.fields:
