@@ -46,6 +46,7 @@ FILL_BARS = {"lte": 0.85, "leo": 0.85, "geo": 0.85, "lossy-geo": 0.85, "manet": 
 PING_BARS = {"geo": 150.0, "lte": 150.0}
 WASTE_BAR = 0.02
 OURS = "peat"
+SIDE_BY_SIDE_RATE = 20e6
 MIB = 1 << 20
 FIGURES = (
     "seconds",
@@ -307,8 +308,8 @@ def _table(run: Run, agents: int) -> None:
             )
 
         # Slow links need no processor: many networks side by side do not disturb each other. Fast ones go alone.
-        slow = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate <= 2.5e6]
-        fast = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate > 2.5e6]
+        slow = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate <= SIDE_BY_SIDE_RATE]
+        fast = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate > SIDE_BY_SIDE_RATE]
         with ThreadPoolExecutor(max_workers=max(1, run.options.jobs)) as pool:
             list(pool.map(one, slow))
         for case in fast:
