@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from peat_p2p.mesh.frames import CLASSES, Batch, Version
-from peat_p2p.mesh.ports import Key, Store
-from peat_p2p.mesh.summary import Repair
+from peat_p2p.mesh.frames import CLASSES, DIGEST, Batch, Version
+from peat_p2p.mesh.ports import Encoded, Key, Store
+from peat_p2p.mesh.summary import Repair, fingerprint_of
 
 _SWEEP = 8192
 _MAX_REFS = 65536
@@ -77,6 +77,9 @@ class Outbox:
         """The peer asks for the part `ref` whole. Raises IndexError for a ref never given."""
         key = self._names[ref]
         self._peer_has.pop(key, None)
+        # Named anew in full: the peer may not have known the short name.
+        if self._refs.get(key) == ref:
+            del self._refs[key]
         return key
 
     def key_of(self, ref: int) -> Key:
@@ -119,17 +122,17 @@ class Outbox:
             key = self._next(lane)
             if key is None:
                 break
-            body = self._body(lane, key)
-            if body is None:
+            encoded = self._encode(lane, key)
+            if encoded is None:
                 continue
             ref = self._refs.get(key)
             if ref is None:
                 ref = self._refs[key] = len(self._names)
                 self._names.append(key)
-                new_keys.append(self._store.encode_key(key))
+                new_keys.append(self._name(key, short=not encoded.whole))
                 size += len(new_keys[-1]) + 2
-            items.append((ref, body))
-            size += len(body) + 4
+            items.append((ref, encoded.body))
+            size += len(encoded.body) + 4
         if not items:
             return None
         lane.sent_at = now
@@ -206,18 +209,21 @@ class Outbox:
             lane.held = lane.target
             lane.target = None
 
-    def _body(self, lane: Lane, key: Key) -> bytes | None:
-        """What to send of the part: None if nothing, empty if it was promised and is gone."""
+    def _name(self, key: Key, *, short: bool) -> bytes:
+        """What to call the part: a peer that has it knows it by its fingerprint."""
+        spelled = self._store.encode_key(key)
+        return fingerprint_of(spelled).to_bytes(DIGEST, "big") if short and len(spelled) > 2 * DIGEST else spelled
+
+    def _encode(self, lane: Lane, key: Key) -> Encoded | None:
+        """What to send of the part: None if nothing, an empty body if it was promised and is gone."""
         forced = key in lane.forced
         lane.forced.pop(key, None)
         version = self._store.version(key)
-        if version is None:
-            return b"" if forced else None
         known = None if forced else self._peer_has.get(key)
-        if known is not None and known >= version:
-            return None
-        body = self._store.encode(key, known, 0 if forced else lane.base)
-        if body is None:
-            return b"" if forced else None
-        self.peer_has(key, version)
-        return body
+        if version is not None and (known is None or known < version):
+            encoded = self._store.encode(key, known, 0 if forced else lane.base)
+            if encoded is not None:
+                self.peer_has(key, version)
+                return encoded
+            version = None
+        return Encoded(b"", whole=True) if forced and version is None else None

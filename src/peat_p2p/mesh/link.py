@@ -16,6 +16,7 @@ from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.types import Outcome, Verdict
 from peat_p2p.mesh.frames import (
     CLASSES,
+    DIGEST,
     Ack,
     Batch,
     Frame,
@@ -37,7 +38,7 @@ from peat_p2p.mesh.frames import (
 from peat_p2p.mesh.lanes import Lane, Linger, Outbox
 from peat_p2p.mesh.pace import Pacer
 from peat_p2p.mesh.ports import Key, Store, Update
-from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree
+from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree, fingerprint_of
 
 HELLO_WITHIN = 10.0
 PING_AFTER = 5.0
@@ -110,6 +111,15 @@ class CaughtUp:
 Effect = Send | Greeted | Apply | MoveCursor | Forget | Rejected | CaughtUp | End
 
 
+@dataclass(frozen=True, slots=True)
+class _Applying:
+    """A batch at the replica: the refs of its updates, in order, and the refs that name no part known here."""
+
+    batch: Batch
+    refs: tuple[int, ...]
+    unknown: tuple[int, ...]
+
+
 class LinkCore:
     """The state of one link. `dialled`: whether this side called."""
 
@@ -142,10 +152,10 @@ class LinkCore:
         self._nonce = 0
         self._heads_at = now
         self._flying: dict[int, tuple[Lane, int | None]] = {}
-        self._keys: list[Key] = []
+        self._keys: list[Key | int] = []
         self._resent: dict[Key, int] = {}
-        self._applying: tuple[Batch, tuple[Key, ...]] | None = None
-        self._owed: list[set[Key]] = [set() for _ in CLASSES]
+        self._applying: _Applying | None = None
+        self._owed: list[set[Key | int]] = [set() for _ in CLASSES]
         self._reached = [-1 for _ in CLASSES]
 
     # -- events ------------------------------------------------------------------------------------------------------
@@ -181,11 +191,11 @@ class LinkCore:
 
     def applied(self, number: int, outcomes: Sequence[Outcome], now: float) -> list[Effect]:
         """The batch `number` of the last Apply is durable, with these outcomes."""
-        if self._applying is None or self._applying[0].number != number:
+        applying = self._applying
+        if applying is None or applying.batch.number != number:
             raise RuntimeError(f"batch {number} is not being applied")
-        batch, keys = self._applying
         self._applying = None
-        self._settle(batch, keys, outcomes, now)
+        self._settle(applying, outcomes, now)
         return self._take()
 
     def poll(self, now: float) -> list[Effect]:
@@ -291,26 +301,47 @@ class LinkCore:
         for data in batch.new_keys:
             if len(self._keys) >= _MAX_KEYS:
                 raise FrameError("too many keys without a reset")
-            self._keys.append(self._store.decode_key(data))
-        keys = []
+            self._keys.append(self._named(batch.klass, data))
+        refs = []
         updates = []
+        unknown = []
         for ref, body in batch.items:
             key = self._keys[ref]
-            if body:
-                keys.append(key)
+            if isinstance(key, int):
+                self._owed[batch.klass].add(key)
+                unknown.append(ref)
+            elif body:
+                refs.append(ref)
                 updates.append(self._store.decode(key, body))
             else:
-                self._owed[batch.klass].discard(key)
-        self._applying = (batch, tuple(keys))
+                self._pay(batch.klass, key)
+        self._applying = _Applying(batch, tuple(refs), tuple(unknown))
         self._effects.append(Apply(batch.number, tuple(updates)))
 
-    def _settle(self, batch: Batch, keys: tuple[Key, ...], outcomes: Sequence[Outcome], now: float) -> None:
-        refs = [ref for ref, body in batch.items if body]
+    def _named(self, klass: int, name: bytes) -> Key | int:
+        """The part that the peer names, in full or by fingerprint; the fingerprint if there is no such part here."""
+        if len(name) != DIGEST:
+            return self._store.decode_key(name)
+        fingerprint = int.from_bytes(name, "big")
+        return self._trees[klass].find(fingerprint) or fingerprint
+
+    def _pay(self, klass: int, key: Key) -> None:
+        """The part that was owed has come, or never will."""
+        owed = self._owed[klass]
+        if owed:
+            owed.discard(key)
+            owed.discard(fingerprint_of(self._store.encode_key(key)))
+
+    def _settle(self, applying: _Applying, outcomes: Sequence[Outcome], now: float) -> None:
+        batch = applying.batch
         owed = self._owed[batch.klass]
-        need_full: list[int] = []
+        need_full = list(applying.unknown)
         need_certificate: list[int] = []
         purged: list[tuple[int, int]] = []
-        for ref, key, outcome in zip(refs, keys, outcomes, strict=True):
+        for ref, outcome in zip(applying.refs, outcomes, strict=True):
+            key = self._keys[ref]
+            if isinstance(key, int):
+                raise RuntimeError("an update of an unknown part was applied")
             match outcome.verdict:
                 case Verdict.NEED_FULL:
                     owed.add(key)
@@ -326,7 +357,7 @@ class LinkCore:
                     self._effects.append(Rejected(key, outcome.reason))
                 case Verdict.APPLIED | Verdict.STALE:
                     self._heard_of(key)
-            owed.discard(key)
+            self._pay(batch.klass, key)
         if batch.through is not None:
             self._reach(batch.klass, batch.through)
         else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.types import Outcome, PartKey, Verdict
 from peat_p2p.mesh.frames import CLASSES, Version
+from peat_p2p.mesh.ports import Encoded
 
 _KLASS_NAMES = ("commands", "deployments", "packages", "platforms")
 
@@ -102,7 +103,7 @@ class MemoryStore:
             raise InvalidInputError("not a key")
         return PartKey(collection, name, "", 0)
 
-    def encode(self, key: PartKey, base: Version | None, base_seq: int) -> bytes | None:
+    def encode(self, key: PartKey, base: Version | None, base_seq: int) -> Encoded | None:
         """See Store."""
         version = self._versions.get(key)
         if version is None:
@@ -111,7 +112,7 @@ class MemoryStore:
             head, size = b"W" + version.to_bytes(4, "big"), self._whole
         else:
             head, size = b"D" + version.to_bytes(4, "big") + base[1].to_bytes(4, "big"), self._delta
-        return head + _content(key, version, size)
+        return Encoded(head + _content(key, version, size), base is None)
 
     def decode(self, key: PartKey, body: bytes) -> MemoryUpdate:
         """See Store."""

@@ -7,7 +7,7 @@ thousands of nodes. Reads are synchronous and cheap. Must not import a replica.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.frames import Version
@@ -17,6 +17,13 @@ Key = PartKey
 
 Update = Any
 """A decoded change of one part. The core only passes it on to be applied."""
+
+
+class Encoded(NamedTuple):
+    """A part's state for the wire. `whole`: it can be taken by a peer that has nothing of the part."""
+
+    body: bytes
+    whole: bool
 
 
 class Store(Protocol):
@@ -51,7 +58,7 @@ class Store(Protocol):
         """Read a key. Raises InvalidInputError."""
         ...
 
-    def encode(self, key: Key, base: Version | None, base_seq: int) -> bytes | None:
+    def encode(self, key: Key, base: Version | None, base_seq: int) -> Encoded | None:
         """The part's newest state for a peer that has it at `base` (None: unknown).
 
         The peer also holds, at least as new, everything whose sequence number was at most `base_seq`. None if the part

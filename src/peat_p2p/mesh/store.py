@@ -13,9 +13,10 @@ from peat_p2p.documents.codec import decode_update, encode_update
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.rules import CERTIFICATES
-from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
+from peat_p2p.documents.types import CertificateUpdate, CursorMove, Outcome, PartKey, Update
 from peat_p2p.documents.types import Version as PartVersion
 from peat_p2p.mesh.frames import Version
+from peat_p2p.mesh.ports import Encoded
 
 _COLLECTION_BYTES = 128
 _ID_BYTES = 512
@@ -59,10 +60,12 @@ class ReplicaStore:
         """See Store."""
         return decode_key(data)
 
-    def encode(self, key: PartKey, base: Version | None, base_seq: int) -> bytes | None:
+    def encode(self, key: PartKey, base: Version | None, base_seq: int) -> Encoded | None:
         """See Store."""
         update = self._replica.make_update(key, base_seq, None if base is None else PartVersion(*base))
-        return None if update is None else encode_update(update)
+        if update is None:
+            return None
+        return Encoded(encode_update(update), isinstance(update, CertificateUpdate) or update.full)
 
     def decode(self, key: PartKey, body: bytes) -> Update:
         """See Store."""

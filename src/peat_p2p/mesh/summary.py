@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from peat_p2p.mesh.frames import FANOUT, LEAF_DEPTH, MAX_NODES, Listing, Summary, Version, Want
+from peat_p2p.mesh.frames import DIGEST, FANOUT, LEAF_DEPTH, MAX_NODES, Listing, Summary, Version, Want
 from peat_p2p.mesh.ports import Key, Store
 
 _LEAVES = FANOUT**LEAF_DEPTH
@@ -28,9 +28,17 @@ class VersionTree:
         self._klass = klass
         self._seq = 0
         self._hashes: dict[Key, tuple[int, int]] = {}
+        self._index: dict[int, Key] | None = None
         self._leaves: dict[int, set[Key]] = {}
         self._levels = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
         self._counts = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
+
+    def find(self, fingerprint: int) -> Key | None:
+        """The part of this name, if it is here."""
+        self.refresh()
+        if self._index is None:
+            self._index = {fingerprint: key for key, (fingerprint, _) in self._hashes.items()}
+        return self._index.get(fingerprint)
 
     def refresh(self) -> None:
         """Take in what changed in the store since the last time."""
@@ -90,8 +98,9 @@ class VersionTree:
     def _put(self, key: Key, version: Version) -> None:
         old = self._hashes.get(key)
         if old is None:
-            digest = hashlib.blake2b(self._store.encode_key(key), digest_size=8).digest()
-            fingerprint = int.from_bytes(digest, "big")
+            fingerprint = fingerprint_of(self._store.encode_key(key))
+            if self._index is not None:
+                self._index[fingerprint] = key
         else:
             fingerprint = old[0]
         text = b"%d %d %d %d" % (fingerprint, *version)
@@ -103,6 +112,8 @@ class VersionTree:
 
     def _drop(self, key: Key) -> None:
         fingerprint, value = self._hashes.pop(key)
+        if self._index is not None:
+            self._index.pop(fingerprint, None)
         leaf = fingerprint % _LEAVES
         self._leaves[leaf].discard(key)
         self._add(leaf, -value, -1)
@@ -114,6 +125,11 @@ class VersionTree:
             level[node] = (level[node] + value) & _MASK
             self._counts[depth][node] += count
             node //= FANOUT
+
+
+def fingerprint_of(encoded_key: bytes) -> int:
+    """The short name of a part, from its key's wire form."""
+    return int.from_bytes(hashlib.blake2b(encoded_key, digest_size=DIGEST).digest(), "big")
 
 
 class Repair:
