@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.content.entries import FileEntry, Kind, Part, Recipe, components
 from peat_p2p.content.index import MAX_CHUNK_BYTES, ChunkRef, Index
-from peat_p2p.core.errors import InvalidInputError, PeatError
+from peat_p2p.core.errors import InvalidInputError, PeatError, TooLargeError
 from peat_p2p.wire.gen.peat.content.v1 import index_pb as pb
 
 
@@ -215,19 +215,20 @@ def test_bytes_that_are_not_canonical_are_refused(name: str, data: bytes) -> Non
         Index.decode(data)
 
 
-def test_front_coding_cannot_blow_up_memory() -> None:
+def test_front_coding_cannot_blow_up_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peat_p2p.content.index._MAX_PATHS_BYTES", 1 << 20)
     deep = "/".join(["d" * 200] * 20)
     message = pb.PackageIndex(
         schema=1,
         average=16384,
         root_mode=0o755,
-        entry_paths=[deep] + ["x"] * 500_000,
-        entry_shared=[0] + [19] * 500_000,
-        entry_kinds=[1] * 500_001,
-        entry_modes=[0] * 500_001,
-        entry_sizes=[0] * 500_001,
+        entry_paths=[deep] + ["x"] * 1_000,
+        entry_shared=[0] + [19] * 1_000,
+        entry_kinds=[1] * 1_001,
+        entry_modes=[0] * 1_001,
+        entry_sizes=[0] * 1_001,
     )
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(TooLargeError, match="paths of the package index"):
         Index.decode(message.to_binary())
 
 

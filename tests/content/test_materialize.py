@@ -73,16 +73,16 @@ def test_failure_half_way_leaves_nothing(
     tmp_path: Path, store: ChunkStore, package: StoredPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
-    real = os.write
+    real = os.pwrite
 
-    def write(fd: int, data: bytes) -> int:
+    def write(fd: int, data: bytes, offset: int) -> int:
         nonlocal written
         written += len(data)
         if written > 500_000:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(fd, data)
+        return real(fd, data, offset)
 
-    monkeypatch.setattr(materialize_module.os, "write", write)
+    monkeypatch.setattr(materialize_module.os, "pwrite", write)
     with pytest.raises(ExhaustedError, match="the content of x needs"):
         materialize(store, package.index, tmp_path / "out/x")
     assert leftovers(tmp_path / "out") == []

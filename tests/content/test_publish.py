@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peat_p2p.content import ingest as ingest_module
 from peat_p2p.content import publish as publish_module
 from peat_p2p.content.chunking import pieces_root
 from peat_p2p.content.index import Index
@@ -207,7 +208,7 @@ def test_unreadable_file(tmp_path: Path, publish_tree: Publish, monkeypatch: pyt
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publish_module.os, "open", refuse)
+    monkeypatch.setattr(ingest_module.os, "open", refuse)
     with pytest.raises(DeniedError, match="file cannot be read: permission denied"):
         publish_tree(source)
 

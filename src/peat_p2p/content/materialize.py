@@ -8,19 +8,22 @@ write to it, linked, so that it takes no space of its own. Must not know of peer
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from peat_p2p.content.codecs import encoder
 from peat_p2p.content.disk import clone, disk_full, exhausted, free_bytes, sync_file_system
-from peat_p2p.content.entries import FileEntry, Kind
+from peat_p2p.content.entries import FileEntry, Kind, Recipe
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.layout import Span, spans
 from peat_p2p.content.store import RESERVE_BYTES, ChunkStore
+from peat_p2p.content.xattrs import set_xattrs
 from peat_p2p.core.atomic import sync_dir
-from peat_p2p.core.errors import ConflictError, NotFoundError
+from peat_p2p.core.errors import ConflictError, NotFoundError, UnavailableError
 
 _WRITE_BITS = 0o222
 
@@ -65,6 +68,22 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Pieces:
+    """Takes a stream of content apart by length."""
+
+    def __init__(self, content: Iterator[memoryview]) -> None:
+        self._content = content
+        self._rest = memoryview(b"")
+
+    def take(self, length: int) -> Iterator[memoryview]:
+        while length:
+            if not self._rest:
+                self._rest = next(self._content)
+            view, self._rest = self._rest[:length], self._rest[length:]
+            length -= len(view)
+            yield view
+
+
 class _Writer:
     def __init__(
         self, store: ChunkStore, index: Index, root: Path, progress: Callable[[str, int, int], None] | None
@@ -84,6 +103,7 @@ class _Writer:
             if entry.kind is Kind.DIRECTORY:
                 path.mkdir()
                 folders.append((path, entry.mode))
+                set_xattrs(path, entry.xattrs)
             elif entry.kind is Kind.SYMLINK:
                 path.symlink_to(entry.target)
         done = 0
@@ -97,18 +117,65 @@ class _Writer:
         self._root.chmod(self._index.root_mode or 0o755)
 
     def _file(self, entry: FileEntry, path: Path, parts: Sequence[Span]) -> None:
-        whole = parts[0].chunk if len(parts) == 1 and parts[0].is_whole and entry.is_plain else None
+        whole = (
+            parts[0].chunk if len(parts) == 1 and parts[0].is_whole and entry.is_plain and not entry.xattrs else None
+        )
         if whole is not None and self._share(whole, path, entry.mode):
             return
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            for part in parts:
-                view = self._bytes(part.chunk)[part.offset : part.offset + part.length]
-                while view:
-                    view = view[os.write(fd, view) :]
+            if entry.recipe:
+                self._make(entry, entry.recipe, fd, parts)
+            else:
+                self._put(entry, fd, parts)
+            set_xattrs(fd, entry.xattrs)
             os.fchmod(fd, entry.mode)
         finally:
             os.close(fd)
+
+    def _content(self, parts: Sequence[Span]) -> Iterator[memoryview]:
+        for part in parts:
+            yield self._bytes(part.chunk)[part.offset : part.offset + part.length]
+
+    def _put(self, entry: FileEntry, fd: int, parts: Sequence[Span]) -> None:
+        extents = entry.data_extents()
+        offset = left = 0
+        for view in self._content(parts):
+            while view:
+                if not left:
+                    offset, left = next(extents)
+                count = os.pwrite(fd, view[:left], offset)
+                offset, left, view = offset + count, left - count, view[count:]
+        if entry.runs:
+            os.ftruncate(fd, entry.size)
+
+    def _make(self, entry: FileEntry, recipe: Recipe, fd: int, parts: Sequence[Span]) -> None:
+        content = _Pieces(self._content(parts))
+        digest = hashlib.sha256()
+        with open(fd, "wb", closefd=False) as file:
+
+            def put(data: bytes | memoryview) -> None:
+                digest.update(data)
+                file.write(data)
+
+            for part in recipe.parts:
+                if not part.codec:
+                    for view in content.take(part.content_bytes):
+                        put(view)
+                    continue
+                stream = encoder(part)
+                try:
+                    for view in content.take(part.content_bytes):
+                        put(stream.feed(view))
+                    put(stream.finish())
+                finally:
+                    stream.close()
+        if digest.digest() != recipe.sha256:
+            codecs = ", ".join(sorted({part.codec for part in recipe.parts if part.codec}))
+            raise UnavailableError(
+                f"{entry.path} cannot be made again bit for bit on this machine: its {codecs} compressor differs "
+                "from the publisher's; have the package published with its archives kept whole"
+            )
 
     def _bytes(self, chunk: ChunkRef) -> memoryview:
         if self._chunk is not chunk:

@@ -7,30 +7,25 @@ Must not know how torrents are made; it is given a function for that.
 
 from __future__ import annotations
 
-import os
-import threading
+import hashlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peat_p2p.content.batch import ChunkBatch
-from peat_p2p.content.chunking import StreamCutter, average_like
-from peat_p2p.content.entries import Kind
-from peat_p2p.content.index import ChunkRef, Index
+from peat_p2p.content.chunking import average_like
+from peat_p2p.content.containers import oci_manifests, open_container
+from peat_p2p.content.index import Index
+from peat_p2p.content.ingest import Progress, ingest
 from peat_p2p.content.manifest import Manifest, check_name, seal_manifest
-from peat_p2p.content.scan import FileState, Source, SourceEntry, changed, read_error, scan
+from peat_p2p.content.scan import Source, read_error, scan
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import DeniedError, InvalidInputError
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Role
 
-Progress = Callable[[str, int, int], None]
-"""Called with the phase (`read`, `torrent`), what is done and the total, from the thread that publishes."""
-
-_WORKERS = 3
-_IN_FLIGHT = 4
+_OCI_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +51,12 @@ def publish(
     clock: Clock,
     progress: Progress | None = None,
     annotations: Mapping[str, str] | None = None,
+    open_archives: bool = True,
 ) -> StoredPackage:
     """Put `source` into the store as this version of a package and sign its manifest. Blocks; call it from a thread.
+
+    Compressed archives are stored as their content where they can be made again bit for bit from it, unless
+    `open_archives` is false. The manifest's annotations say how many were, and the digest of a single file.
 
     Raises NotFoundError, DeniedError, InvalidInputError for a bad source or name, ConflictError if it changed
     meanwhile, ExhaustedError if the disk is full.
@@ -71,11 +70,15 @@ def publish(
     report: Progress = progress or (lambda phase, done, total: None)
     if store.root.resolve().is_relative_to(source.resolve()):
         raise InvalidInputError(f"{source} contains the store {store.root}; publish a folder beside it")
-    found = scan(source)
-    average = average_like(found.total_bytes, _earlier_average(store, name, arch))
+    found, notes = _opened(scan(source), report) if open_archives else (scan(source), {})
+    average = average_like(found.content_bytes, _earlier_average(store, name, arch))
     with store.batch() as batch:
-        chunks = ingest(found, average, batch, report)
-        batch.flush()
+        with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:
+            # A file that changes meanwhile fails in `ingest`, so both have seen the same content.
+            digest = beside.submit(_sha256, found)
+            chunks = ingest(found, average, batch, report)
+            batch.flush()
+            notes |= digest.result() | _oci_notes(source)
         index = Index(tuple(item.entry for item in found.entries), chunks, average, found.root_mode)
         report("torrent", 0, index.unique_bytes)
         torrent = build_torrent(index, store.root)
@@ -90,7 +93,7 @@ def publish(
             chunks=len(index.unique_chunks),
             infohash=torrent.infohash,
             created=int(clock.wall()),
-            annotations=dict(annotations or {}),
+            annotations=notes | dict(annotations or {}),
         )
         envelope, _ = seal_manifest(manifest, credentials)
         return store.put_package(envelope, torrent.info, index)
@@ -102,93 +105,38 @@ def _earlier_average(store: ChunkStore, name: str, arch: str) -> int | None:
     return package.index.average if package else None
 
 
-def ingest(source: Source, average: int, batch: ChunkBatch, report: Progress) -> tuple[ChunkRef, ...]:
-    """Read a scanned source, write its new chunks, and return all its chunks in order."""
-    total = source.total_bytes
-    with Workers(batch) as workers:
-        cut = StreamCutter(average, lambda chunks, memory: workers.submit(chunks, lambda: cut.recycle(memory)))
-        done = 0
-        in_small = False
-        for item in source.entries:
-            if item.entry.kind is not Kind.FILE or item.entry.size == 0:
-                continue
-            # A large file starts afresh, so that what lies before it cannot shift its cuts; small ones share chunks.
-            large = item.entry.size >= average
-            if large or not in_small:
-                cut.boundary()
-            in_small = not large
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                report("read", done, total)
-
-            read_file(item, cut, advance)
-        cut.finish()
-        return workers.finish()
+def _opened(source: Source, report: Progress) -> tuple[Source, dict[str, str]]:
+    """The source with recipes for what can be made again from its content, and what to note about it."""
+    entries = []
+    opened = kept = done = 0
+    for item in source.entries:
+        if item.entry.is_plain:
+            try:
+                found = open_container(item.path, item.entry.size)
+            except OSError as error:
+                raise read_error(item.path, error) from error
+            opened += found.opened
+            kept += found.kept
+            done += item.entry.size
+            if found.opened or found.kept:
+                report("open", done, source.total_bytes)
+            if found.recipe:
+                item = replace(item, entry=replace(item.entry, recipe=found.recipe))
+        entries.append(item)
+    notes = {"archives.opened": str(opened), "archives.kept": str(kept)} if opened or kept else {}
+    return replace(source, entries=tuple(entries)), notes
 
 
-def read_file(item: SourceEntry, cut: StreamCutter, advance: Callable[[int], None]) -> None:
-    """Feed a whole file to the cutter. Raises ConflictError if it is not as it was when scanned."""
-    try:
-        fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise read_error(item.path, error) from error
-    try:
-        left = item.entry.size
-        while left:
-            count = os.readv(fd, [cut.space()[:left]])
-            if not count:
-                raise changed(item.path)
-            cut.advance(count)
-            left -= count
-            advance(count)
-        if FileState.of(os.fstat(fd)) != item.state:
-            raise changed(item.path)
-    except OSError as error:
-        raise read_error(item.path, error) from error
-    finally:
-        os.close(fd)
+def _sha256(source: Source) -> dict[str, str]:
+    if source.root_mode:
+        return {}
+    item = source.entries[0]
+    if item.entry.recipe:
+        return {"sha256": item.entry.recipe.sha256.hex()}
+    with item.path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-class Workers:
-    """Threads that hash and write lists of chunks while the next are read and cut.
-
-    BLAKE3, SHA-256, zstd, the chunker and disk calls all release the interpreter lock, so threads do run at once.
-    """
-
-    def __init__(self, batch: ChunkBatch) -> None:
-        self._batch = batch
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="publish")
-        self._slots = threading.Semaphore(_IN_FLIGHT)
-        self._results: list[Future[list[ChunkRef]]] = []
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def submit(self, chunks: list[memoryview], done: Callable[[], None]) -> None:
-        """Give chunks to a thread, which calls `done` after; waits while too many are under way.
-
-        Raises what a thread failed with.
-        """
-        self._slots.acquire()
-        # An early failure (a full disk) must not wait for the end of a long read.
-        if self._results and self._results[-1].done():
-            self._results[-1].result()
-        self._results.append(self._pool.submit(self._work, chunks, done))
-
-    def _work(self, chunks: list[memoryview], done: Callable[[], None]) -> list[ChunkRef]:
-        try:
-            refs = [self._batch.put(data) for data in chunks]
-            done()
-            return refs
-        finally:
-            self._slots.release()
-
-    def finish(self) -> tuple[ChunkRef, ...]:
-        """Wait for all threads and return the chunks in order. Raises what a thread failed with."""
-        wait(self._results, return_when=FIRST_EXCEPTION)
-        return tuple(chunk for result in self._results for chunk in result.result())
+def _oci_notes(source: Path) -> dict[str, str]:
+    digests = oci_manifests(source)
+    return {"oci.manifests": " ".join(digests[:_OCI_LISTED])} if digests else {}

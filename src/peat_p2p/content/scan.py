@@ -6,6 +6,7 @@ while publishing is noticed. Must not read file content.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peat_p2p.content.entries import FileEntry, Kind, components
+from peat_p2p.content.xattrs import read_xattrs
 from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, NotFoundError, PeatError
+
+# A file is taken as sparse when its holes save at least this much.
+_MIN_HOLES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,11 @@ class Source:
         """Bytes of all files."""
         return sum(source.entry.size for source in self.entries)
 
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of the content stream they make."""
+        return sum(source.entry.content_bytes for source in self.entries)
+
 
 def scan(source: Path) -> Source:
     """Look at a file or a directory. Raises NotFoundError, DeniedError or InvalidInputError."""
@@ -89,15 +99,44 @@ def _walk(folder: Path, prefix: str) -> Iterator[SourceEntry]:
         if stat.S_ISREG(status.st_mode):
             yield _file(path, name, status)
         elif stat.S_ISDIR(status.st_mode):
-            yield SourceEntry(FileEntry(name, Kind.DIRECTORY, stat.S_IMODE(status.st_mode)), path, None)
+            entry = FileEntry(name, Kind.DIRECTORY, stat.S_IMODE(status.st_mode), xattrs=read_xattrs(path))
+            yield SourceEntry(entry, path, None)
             yield from _walk(path, name + "/")
         else:
             raise InvalidInputError(f"{path} is a device, a pipe or a socket; only files, directories and links can be")
 
 
 def _file(path: Path, name: str, status: os.stat_result) -> SourceEntry:
-    entry = FileEntry(name, Kind.FILE, stat.S_IMODE(status.st_mode), status.st_size)
+    mode, size = stat.S_IMODE(status.st_mode), status.st_size
+    runs = _runs(path, size) if status.st_blocks * 512 + _MIN_HOLES <= size else ()
+    entry = FileEntry(name, Kind.FILE, mode, size, xattrs=read_xattrs(path), runs=runs)
     return SourceEntry(entry, path, FileState.of(status))
+
+
+def _runs(path: Path, size: int) -> tuple[int, ...]:
+    """Lengths of hole, data, hole ... of a sparse file; empty if it turns out to have no hole."""
+    runs: list[int] = []
+    at = 0
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while at < size:
+                try:
+                    data = os.lseek(fd, at, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:  # no more data
+                        raise
+                    data = size
+                runs.append(min(data, size) - at)
+                if data >= size:
+                    break
+                at = min(os.lseek(fd, data, os.SEEK_HOLE), size)
+                runs.append(at - data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise read_error(path, error) from error
+    return () if runs[0] == 0 and len(runs) < 3 else tuple(runs)
 
 
 def read_error(path: Path, error: OSError) -> PeatError:

@@ -6,15 +6,18 @@ not change anything.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from blake3 import blake3
 
 from peat_p2p.content.entries import FileEntry, Kind
 from peat_p2p.content.index import CHECK_BYTES, Index
+from peat_p2p.content.xattrs import differing_xattrs
 
 _READ = 4 << 20
 
@@ -75,12 +78,24 @@ def _check(entry: FileEntry, path: Path, content: _Content) -> Iterator[str]:
         return
     if stat.S_IMODE(status.st_mode) != entry.mode:
         yield f"mode of {entry.path} is {stat.S_IMODE(status.st_mode):04o}, not {entry.mode:04o}"
+    for name in differing_xattrs(path, entry.xattrs):
+        yield f"attribute {name} of {entry.path} differs"
     if entry.kind is Kind.FILE:
         if status.st_size != entry.size:
             yield f"{entry.path} has {status.st_size} bytes, not {entry.size}"
             content.skip(entry)
         else:
             content.read(entry, path)
+
+
+def _is_zero(file: BinaryIO, start: int, end: int) -> bool:
+    file.seek(start)
+    while start < end:
+        data = file.read(min(end - start, _READ))
+        if not data or data.count(0) != len(data):
+            return False
+        start += len(data)
+    return True
 
 
 class _Content:
@@ -98,7 +113,17 @@ class _Content:
     def read(self, entry: FileEntry, path: Path) -> None:
         """Take a file of the right size."""
         with path.open("rb", buffering=0) as file:
+            if entry.recipe:
+                # What the file is made from is not at hand, but its own digest is.
+                if hashlib.file_digest(file, "sha256").digest() != entry.recipe.sha256:
+                    self.bad.add(entry.path)
+                self.skip(entry)
+                return
+            at = 0
             for offset, length in entry.data_extents():
+                if entry.runs and not _is_zero(file, at, offset):
+                    self.bad.add(entry.path)
+                at = offset + length
                 file.seek(offset)
                 while length:
                     data = file.read(min(length, _READ))
@@ -108,6 +133,8 @@ class _Content:
                         break
                     self._feed(data, entry.path)
                     length -= len(data)
+            if not _is_zero(file, at, entry.size):
+                self.bad.add(entry.path)
 
     def skip(self, entry: FileEntry) -> None:
         """Pass over a file that is not there; chunks it is part of cannot be judged."""
