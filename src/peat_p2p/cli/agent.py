@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from peat_p2p.cli.connect import local_api
 from peat_p2p.cli.options import HOST_PORT, find_endpoints, node_config, node_options, option
 from peat_p2p.cli.run import run_service
 from peat_p2p.core.errors import ConfigError, NotFoundError
@@ -74,7 +75,7 @@ def agent(sidecar: str, **values: Any) -> None:
 
     if not sidecar:
         try:
-            sidecar = find_endpoints(values["data_dir"]).api
+            sidecar = local_api(find_endpoints(values["data_dir"]))
         except NotFoundError:
             raise ConfigError(
                 f"no sidecar runs with the data folder {values['data_dir']}: start one, or name one by --sidecar URL"

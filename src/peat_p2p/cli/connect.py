@@ -16,6 +16,7 @@ import click
 
 from peat_p2p.cli.options import DIRECTORY, FILE, F, default_data_dir, find_endpoints, option
 from peat_p2p.client import AgentClient, SidecarClient
+from peat_p2p.core.config import Endpoints
 from peat_p2p.core.errors import ConfigError, UnavailableError
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Place:
 
     def sidecar(self) -> SidecarClient:
         """A client of the node's sidecar. Raises NotFoundError or UnavailableError when none runs."""
-        url = self.sidecar_url or find_endpoints(self.data_dir).api
+        url = self.sidecar_url or local_api(find_endpoints(self.data_dir))
         if not url:
             raise UnavailableError(f"no sidecar runs with the data folder {self.data_dir}; name one by --sidecar URL")
         return SidecarClient(url, token=self._token())
@@ -54,6 +55,11 @@ class Place:
             return self.token_file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"--token-file {self.token_file}: {error.strerror}") from None
+
+
+def local_api(endpoints: Endpoints) -> str:
+    """The sidecar's API as a neighbour calls it: by its Unix socket, which needs neither token nor TLS, if it has one."""
+    return next((url for url in endpoints.apis if url.startswith("unix://")), endpoints.api)
 
 
 def place_options(command: F) -> F:

@@ -70,9 +70,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         # Names come from others: they must not be able to colour or break the table.
         table.add_row(*(Text(plain(cell)) for cell in row))
     if table.row_count:
-        console = Console()
         # Into a pipe nothing is cut or folded: somebody's grep reads it.
-        console.print(table, width=None if console.is_terminal else WIDE, soft_wrap=not console.is_terminal)
+        Console(width=None if Console().is_terminal else WIDE).print(table)
     else:
         click.echo(empty)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ def sidecar_options(command: Any) -> Any:
             "--link-budget",
             type=click.FloatRange(min=0, min_open=True),
             help="Bytes per second a mesh link may use at most.  [default: measured]",
+        ),
+        option(
+            "--store-key-file",
+            type=FILE,
+            help="Keep the documents encrypted at rest (AES-256-GCM) with the key in this file; "
+            "PEAT_STORE_KEY holds the key itself.",
         ),
         option("--tls", is_flag=True, help="Answer API calls by mutual TLS with the formation's certificates."),
         option("--insecure", is_flag=True, help="Answer beyond loopback with no token and no TLS."),
@@ -56,11 +63,22 @@ def sidecar_config(values: dict[str, Any]) -> Any:
         insecure=values["insecure"],
         tls=values["tls"],
         link_budget=values["link_budget"],
+        store_key=_store_key(values["store_key_file"]),
         watch_agent_id=values["watch_agent_id"],
         token_file=token,
         watch_agent=values["watch_agent"] or None,
         watch_interval_s=values["watch_interval"],
     )
+
+
+def _store_key(file: Path | None) -> bytes | None:
+    from peat_p2p.trust.atrest import load_storage_key, parse_storage_key
+
+    if file is not None:
+        return load_storage_key(file)
+    # Not a flag: command lines are seen by everybody on the machine.
+    text = os.environ.get("PEAT_STORE_KEY")
+    return parse_storage_key(text, "PEAT_STORE_KEY") if text else None
 
 
 @click.command()

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from peat_p2p.cli.agent import agent_config, agent_options
+from peat_p2p.cli.connect import local_api
 from peat_p2p.cli.options import node_options
 from peat_p2p.cli.run import run_service
 from peat_p2p.cli.sidecar import sidecar_config, sidecar_options
@@ -39,7 +40,5 @@ async def _open_node(values: dict[str, Any]) -> AsyncIterator[Endpoints]:
     from peat_p2p.sidecar.app import open_sidecar
 
     async with open_sidecar(sidecar_config(values)) as sidecar:
-        # The agent asks by the Unix socket where there is one: it needs no token.
-        url = next((url for url in sidecar.apis if url.startswith("unix://")), sidecar.api)
-        async with open_agent(agent_config(values, url)) as agent:
+        async with open_agent(agent_config(values, local_api(sidecar))) as agent:
             yield replace(sidecar, pid=os.getpid(), swarm=agent.swarm, metadata=agent.metadata, http=agent.http)
