@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from peat_p2p.cli.main import exit_status, peat
 from peat_p2p.cli.output import ago, duration, plain, rate, size
+from peat_p2p.core.errors import NotFoundError, PeatError
 from peat_p2p.trust.formation import Formation
 from peat_p2p.trust.identity import Role
 
@@ -23,6 +27,22 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ask(node: Any, *arguments: str) -> Done:
+    """Run a command against a node, in this process: the interpreter's start is half of each command's time."""
+    result = CliRunner().invoke(peat, [*arguments, "--data-dir", str(node.data_dir)])
+    if isinstance(result.exception, PeatError):
+        return Done(exit_status(result.exception), result.stdout, f"peat: {result.exception}")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
 def loads(done: Any) -> Any:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -30,56 +50,56 @@ def loads(done: Any) -> Any:
 
 def test_publish_pull_deploy_on_one_node(start: Callable[..., Any], source: Path, tmp_path: Path) -> None:
     node = start("up", "--dev", "--node-id", "n1", "--heartbeat-interval", "0.5")
-    published = loads(node.peat("publish", str(source), "--name", "app", "--version", "1.0", "--json"))
+    published = loads(ask(node, "publish", str(source), "--name", "app", "--version", "1.0", "--json"))
     assert published["holders"] == ["n1"]
     assert published["total_bytes"] == sum(file.stat().st_size for file in source.iterdir())
-    [listed] = loads(node.peat("packages", "--json"))
+    [listed] = loads(ask(node, "packages", "--json"))
     assert listed == {**published, "holders": ["n1"]}
-    assert "app" in node.peat("packages").stdout
+    assert "app" in ask(node, "packages").stdout
 
     out = tmp_path / "out"
-    pulled = loads(node.peat("pull", "app:1.0", "--to", str(out), "--json"))
+    pulled = loads(ask(node, "pull", "app:1.0", "--to", str(out), "--json"))
     assert pulled["state"] == "complete"
     assert (out / "b.bin").read_bytes() == (source / "b.bin").read_bytes()
-    again = node.peat("pull", "app:1.0", "--to", str(out))
+    again = ask(node, "pull", "app:1.0", "--to", str(out))
     assert again.returncode == 1
     assert "exists already" in again.stderr
     unknown = node.peat("pull", "ghost:9")
     assert unknown.returncode == 3
     assert unknown.stderr.strip().endswith("peat: ghost:9 is not known here: nobody in reach has published it")
 
-    sent = loads(node.peat("commands", "send", "deploy", "--target", "n1", "--package", "app:1.0", "--json"))
+    sent = loads(ask(node, "commands", "send", "deploy", "--target", "n1", "--package", "app:1.0", "--json"))
     for _ in range(20):
-        [state] = loads(node.peat("commands", "list", "--json"))
+        [state] = loads(ask(node, "commands", "list", "--json"))
         if state["status_name"] == "completed":
             break
     assert (state["id"], state["status_name"]) == (sent[0]["id"], "completed")
     assert state["receipts"][0]["agent_id"] == "n1"
     assert (node.data_dir / "deployments/app/current/a.txt").read_text() == "alpha\n" * 1000
-    wide = node.peat("commands", "list", "--wide").stdout
+    wide = ask(node, "commands", "list", "--wide").stdout
     assert "is deployed at" in wide
-    assert "app:1.0 is here, whole and verified" in node.peat("why", "app").stdout
-    shown = node.peat("packages", "show", "app", "--files").stdout
+    assert "app:1.0 is here, whole and verified" in ask(node, "why", "app").stdout
+    shown = ask(node, "packages", "show", "app", "--files").stdout
     assert published["manifest"] in shown
     assert "b.bin" in shown
-    assert loads(node.peat("store", "stat", "--json"))["packages"] == 1
-    verified = loads(node.peat("store", "verify", "--json"))
+    assert loads(ask(node, "store", "stat", "--json"))["packages"] == 1
+    verified = loads(ask(node, "store", "verify", "--json"))
     assert (verified["bad_chunks"], verified["repairing"]) == (0, [])
-    refused = node.peat("packages", "rm", "app:1.0")
+    refused = ask(node, "packages", "rm", "app:1.0")
     assert refused.returncode == 1
     assert "last known copy" in refused.stderr
-    [agent] = loads(node.peat("fleet", "--json"))
+    [agent] = loads(ask(node, "fleet", "--json"))
     assert (agent["agent_id"], agent["state"]) == ("n1", "alive")
     assert agent["deployments"][0]["version"] == "1.0"
     assert agent["holdings"][0]["manifest"] == published["manifest"]
-    assert "no peers" in node.peat("peers").stdout
+    assert "no peers" in ask(node, "peers").stdout
     chunk = next(path for path in (node.data_dir / "store/chunks").glob("*/*"))
     chunk.chmod(0o600)
     chunk.write_bytes(b"rot" * 100)
-    rotten = node.peat("store", "verify")
+    rotten = ask(node, "store", "verify")
     assert rotten.returncode == 1
     assert "fetched again: app:1.0" in rotten.stdout
-    assert "on its way" in node.peat("why", "app").stdout
+    assert "on its way" in ask(node, "why", "app").stdout
 
 
 def test_two_nodes_exchange_a_package(start: Callable[..., Any], source: Path, tmp_path: Path) -> None:
@@ -89,25 +109,20 @@ def test_two_nodes_exchange_a_package(start: Callable[..., Any], source: Path, t
     hub = start("up", "--formation", str(tmp_path / "certificates/hub"), name="hub")
     peer = f"{hub.ready['endpoint_id']}@{hub.ready['mesh']}"
     edge = start("up", "--formation", str(tmp_path / "certificates/edge"), "--peer", peer, name="edge")
-    published = loads(hub.peat("publish", str(source), "--name", "app", "--version", "1.0", "--json"))
-    pulled = loads(edge.peat("pull", "app", "--wait", "--to", str(tmp_path / "out"), "--json"))
+    published = loads(ask(hub, "publish", str(source), "--name", "app", "--version", "1.0", "--json"))
+    pulled = loads(ask(edge, "pull", "app", "--wait", "--to", str(tmp_path / "out"), "--json"))
     assert [origin["agent_id"] for origin in pulled["sources"]] == ["hub"]
     assert (tmp_path / "out/a.txt").read_bytes() == (source / "a.txt").read_bytes()
-    [link] = loads(edge.peat("peers", "--json"))
+    [link] = loads(ask(edge, "peers", "--json"))
     assert (link["node_id"], link["state"]) == ("hub", "connected")
-    assert {agent["agent_id"] for agent in loads(hub.peat("fleet", "--json"))} == {"hub", "edge"}
-    refused = edge.peat("publish", str(source), "--name", "app", "--version", "2.0")
+    assert {agent["agent_id"] for agent in loads(ask(hub, "fleet", "--json"))} == {"hub", "edge"}
+    refused = ask(edge, "publish", str(source), "--name", "app", "--version", "2.0")
     assert refused.returncode == 5
     assert "publisher" in refused.stderr
     assert published["publisher"] == "hub"
 
 
 def test_nothing_running_is_said_with_the_way_out(tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    from peat_p2p.cli.main import peat
-    from peat_p2p.core.errors import NotFoundError
-
     for command in (["packages"], ["fleet"], ["peers"], ["pull", "app"], ["commands", "list"]):
         result = CliRunner().invoke(peat, [*command, "--data-dir", str(tmp_path)])
         assert isinstance(result.exception, NotFoundError)
@@ -126,10 +141,6 @@ def test_nothing_running_is_said_with_the_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
-    from click.testing import CliRunner
-
-    from peat_p2p.cli.main import peat
-
     assert CliRunner().invoke(peat, arguments).exit_code == 2
 
 
