@@ -58,7 +58,7 @@ class Place:
 
 
 def local_api(endpoints: Endpoints) -> str:
-    """The sidecar's API as a neighbour calls it: by its Unix socket, which needs neither token nor TLS, if it has one."""
+    """The sidecar's API as a neighbour calls it: by its Unix socket if it has one, which needs no token and no TLS."""
     return next((url for url in endpoints.apis if url.startswith("unix://")), endpoints.api)
 
 

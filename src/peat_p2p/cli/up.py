@@ -39,6 +39,8 @@ async def _open_node(values: dict[str, Any]) -> AsyncIterator[Endpoints]:
     from peat_p2p.agent.app import open_agent
     from peat_p2p.sidecar.app import open_sidecar
 
-    async with open_sidecar(sidecar_config(values)) as sidecar:
-        async with open_agent(agent_config(values, local_api(sidecar))) as agent:
-            yield replace(sidecar, pid=os.getpid(), swarm=agent.swarm, metadata=agent.metadata, http=agent.http)
+    async with (
+        open_sidecar(sidecar_config(values)) as sidecar,
+        open_agent(agent_config(values, local_api(sidecar))) as agent,
+    ):
+        yield replace(sidecar, pid=os.getpid(), swarm=agent.swarm, metadata=agent.metadata, http=agent.http)
