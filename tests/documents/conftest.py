@@ -10,7 +10,7 @@ import pytest
 
 from peat_p2p.core.clock import ManualClock, SystemClock
 from peat_p2p.documents.replica import Replica
-from peat_p2p.documents.types import CertificateUpdate, Outcome, Update
+from peat_p2p.documents.types import Outcome, Update
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.formation import Formation
 from peat_p2p.trust.identity import Role
@@ -20,12 +20,16 @@ Open = Callable[..., AbstractAsyncContextManager[Replica]]
 
 @pytest.fixture(scope="session")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NodeCredentials]:
-    """Three nodes of a formation, by name."""
+    """Nodes of a formation, by name; `stranger` is of another."""
     root = tmp_path_factory.mktemp("formation")
+    both = [Role.AGENT, Role.OPERATOR]
+    roles = dict.fromkeys(("alpha", "bravo", "charlie"), both)
+    roles |= {"hub": [Role.HUB], "edge": [Role.AGENT], "captive": [Role.AGENT]}
     formation = Formation.init(root / "ca", "test")
-    for name in ("alpha", "bravo", "charlie"):
-        formation.issue(name, [Role.AGENT, Role.OPERATOR], root / name)
-    return {name: NodeCredentials.load(root / name) for name in ("alpha", "bravo", "charlie")}
+    for name in roles:
+        formation.issue(name, roles[name], root / name)
+    Formation.init(root / "other", "other").issue("stranger", both, root / "stranger")
+    return {name: NodeCredentials.load(root / name) for name in (*roles, "stranger")}
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def sync() -> Callable[..., object]:
             updates: list[Update] = []
             for _seq, key in source.changed_since(klass, since, 1_000_000, peer=other):
                 proof = source.make_update(source.certificate_key(key.origin))
-                if proof is not None and not isinstance(updates[-1:], CertificateUpdate):
+                if proof is not None:
                     updates.append(proof)
                 update = source.make_update(key, since)
                 if update is not None:

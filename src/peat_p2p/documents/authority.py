@@ -16,6 +16,7 @@ from cryptography import x509
 from peat_p2p.core.errors import UntrustedError
 from peat_p2p.trust.credentials import NodeCredentials, verify_signature
 from peat_p2p.trust.identity import Identity
+from peat_p2p.trust.policy import refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class Claim:
 Policy = Callable[[Claim], str]
 
 
-def allow_all(claim: Claim) -> str:
-    """The policy without rules."""
-    return ""
+def formation_policy(claim: Claim) -> str:
+    """Refuse what no certificate that is yet to come could make right."""
+    return refusal(claim.origin, claim.collection, claim.doc_id, claim.fields, claim.deletes, claimed=False)
 
 
 class Authority(Protocol):
@@ -66,7 +67,7 @@ class Authority(Protocol):
 class FormationAuthority:
     """The authority of a node of a formation."""
 
-    def __init__(self, credentials: NodeCredentials, policy: Policy = allow_all) -> None:
+    def __init__(self, credentials: NodeCredentials, policy: Policy = formation_policy) -> None:
         self._credentials = credentials
         self._policy = policy
 

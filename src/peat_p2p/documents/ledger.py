@@ -25,7 +25,6 @@ from peat_p2p.documents.types import CursorMove, Limits, Outcome, PartKey, Updat
 from peat_p2p.documents.view import EqualJudge, Judge
 from peat_p2p.documents.writing import Desk
 
-EQUAL = EqualJudge()
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,11 +38,13 @@ class Ledger:
         rules: Rules,
         random: Callable[[int], bytes],
         *,
-        judge: Judge = EQUAL,
+        judge: Judge | None = None,
         chain_length: int = CHAIN_LENGTH,
     ) -> None:
         self.authority = authority
+        judge = judge or EqualJudge()
         self.shelf = Shelf(rules, judge)
+        judge.identity_of = self.shelf.identity_of
         self._random = random
         self._stamps = StampClock()
         self.desk = Desk(self.shelf, authority, judge, limits, self._stamps, random, chain_length)
@@ -139,7 +140,7 @@ def open_ledger(
     random: Callable[[int], bytes],
     now: float,
     *,
-    judge: Judge = EQUAL,
+    judge: Judge | None = None,
     chain_length: int = CHAIN_LENGTH,
 ) -> Ledger:
     """A ledger of what `store` holds, its names committed."""

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
-from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, allow_all
+from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, formation_policy
 from peat_p2p.documents.feed import DEFAULT_PENDING, Feeds, Subscription
 from peat_p2p.documents.jsontext import check_fields, split_object
+from peat_p2p.documents.judging import FormationJudge
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.ledger import Ledger
 from peat_p2p.documents.loading import load
@@ -40,6 +41,7 @@ from peat_p2p.documents.types import (
     Verdict,
     Version,
 )
+from peat_p2p.documents.view import Judge
 from peat_p2p.documents.writing import check_collection
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
@@ -72,6 +74,7 @@ class Replica:
         clock: Clock,
         limits: Limits,
         rules: Rules,
+        judge: Judge | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._store = store
@@ -79,7 +82,7 @@ class Replica:
         self._clock = clock
         self.limits = limits
         self.rules = rules
-        self._ledger = Ledger(authority, limits, rules, random)
+        self._ledger = Ledger(authority, limits, rules, random, judge=judge)
         self._shelf = self._ledger.shelf
         self._desk = self._ledger.desk
         self._horizon = self._ledger.horizon
@@ -101,7 +104,7 @@ class Replica:
         clock: Clock,
         limits: Limits | None = None,
         *,
-        policy: Policy = allow_all,
+        policy: Policy = formation_policy,
         rules: Rules | None = None,
         key: bytes | None = None,
     ) -> AsyncIterator[Replica]:
@@ -114,7 +117,8 @@ class Replica:
         store: Store = MemoryStore() if path is None else await loop.run_in_executor(None, SqliteStore, path)
         if key is not None:
             store = SealedStore(store, key, str(path))
-        replica = cls(store, FormationAuthority(credentials, policy), clock, limits or Limits(), rules or Rules())
+        authority = FormationAuthority(credentials, policy)
+        replica = cls(store, authority, clock, limits or Limits(), rules or Rules(), FormationJudge())
         async with replica.running():
             yield replica
 

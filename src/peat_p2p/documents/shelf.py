@@ -124,6 +124,7 @@ class Shelf:
         self._docs: dict[str, dict[str, _Entry]] = {}
         self._ahead: dict[DocKey, dict[Writer, Part]] = {}
         self._logs = [_Log() for _ in range(CLASSES)]
+        self._owned: dict[str, set[DocKey]] = {}
         self.part_count = 0
         # The lowest version of any part of a writer that was here while this process runs.
         self.oldest: dict[Writer, int] = {}
@@ -228,6 +229,11 @@ class Shelf:
         """The certificate, staged changes included."""
         return self._certificates_ahead.get(origin) or self._certificates.get(origin)
 
+    def identity_of(self, origin: str) -> Identity | None:
+        """Who an origin is, as far as certificates have come."""
+        certificate = self.newest_certificate(origin)
+        return certificate.identity if certificate is not None else None
+
     def next_seq(self) -> int:
         """A number for a new change."""
         self.seq += 1
@@ -293,6 +299,7 @@ class Shelf:
         """Show a committed group. Returns the classes that got something new and the documents that changed."""
         classes: set[int] = set()
         changes: list[tuple[int, int, PartKey]] = []
+        changed = dict.fromkeys((key.collection, key.doc_id) for key in staged.parts)
         for key, part in staged.parts.items():
             klass = self.rules.of(key.collection).klass
             self._place(key, part)
@@ -304,6 +311,7 @@ class Shelf:
             else:
                 self._certificates[origin] = certificate
                 changes.append((certificate.seq, 0, keys.certificate_key(origin)))
+                changed |= self._learn(certificate.identity)
             if self._certificates_ahead.get(origin) is certificate:
                 self._certificates_ahead.pop(origin, None)
         for seq, klass, key in sorted(changes):
@@ -323,7 +331,7 @@ class Shelf:
                 self.covers[cover] = stamp
         self.meta.update(staged.meta)
         self._tidy_logs()
-        return frozenset(classes), list(dict.fromkeys((key.collection, key.doc_id) for key in staged.parts))
+        return frozenset(classes), list(changed)
 
     def abandon(self, flying: Iterable[Staged]) -> None:
         """Forget everything staged: a group could not be committed, and what follows builds on it."""
@@ -339,6 +347,8 @@ class Shelf:
         for key, part in staged.parts.items():
             self._place(key, part)
         self._certificates.update({o: c for o, c in staged.certificates.items() if c is not None})
+        for certificate in self._certificates.values():
+            self._judge.learn(certificate.identity)
         self._cursors.update({c: s for c, s in staged.cursors.items() if s is not None})
         self.chains.update({k: c for k, c in staged.chains.items() if c is not None})
         self.covers.update({k: c for k, c in staged.covers.items() if c is not None})
@@ -355,6 +365,8 @@ class Shelf:
         entry = documents.get(key.doc_id)
         if entry is None:
             entry = documents[key.doc_id] = _Entry()
+            if owner := self._judge.owner(key.collection, key.doc_id):
+                self._owned.setdefault(owner, set()).add((key.collection, key.doc_id))
         entry.known = False
         entry.document = None
         writer = (key.origin, key.incarnation)
@@ -369,8 +381,17 @@ class Shelf:
         self._logs[self.rules.of(key.collection).klass].live += change
         if not entry.parts:
             del documents[key.doc_id]
+            if owned := self._owned.get(self._judge.owner(key.collection, key.doc_id)):
+                owned.discard((key.collection, key.doc_id))
             if not documents:
                 del self._docs[key.collection]
+
+    def _learn(self, identity: Identity) -> dict[DocKey, None]:
+        """Take note of a certificate; the documents that may look different now."""
+        changed = {doc: None for owner in self._judge.learn(identity) for doc in sorted(self._owned.get(owner, ()))}
+        for collection, doc_id in changed:
+            self._docs[collection][doc_id].known = False
+        return changed
 
     def _tidy_logs(self) -> None:
         for klass, log in enumerate(self._logs):

@@ -8,7 +8,7 @@ which parts came.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from peat_p2p.documents.content import EXISTS, Content, Value
 from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.types import Document
+from peat_p2p.trust.identity import Identity
 
 Writer = tuple[str, int]
 DocKey = tuple[str, str]
@@ -23,6 +24,16 @@ DocKey = tuple[str, str]
 
 class Judge(Protocol):
     """Says what a writer's word counts for."""
+
+    identity_of: Callable[[str], Identity | None]
+
+    def learn(self, identity: Identity) -> frozenset[str]:
+        """Take note of a certificate. Returns the owners whose documents must be merged anew."""
+        ...
+
+    def owner(self, collection: str, doc_id: str) -> str:
+        """Whose document it is; empty if nobody's in particular."""
+        ...
 
     def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
         """On one field; 0: it is not seen. `target` is the text of the document's target field, if it has one."""
@@ -39,6 +50,17 @@ class Judge(Protocol):
 
 class EqualJudge:
     """Everybody's word counts the same."""
+
+    def __init__(self) -> None:
+        self.identity_of: Callable[[str], Identity | None] = lambda origin: None
+
+    def learn(self, identity: Identity) -> frozenset[str]:
+        """Nothing changes."""
+        return frozenset()
+
+    def owner(self, collection: str, doc_id: str) -> str:
+        """Nobody's."""
+        return ""
 
     def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
         """One, always."""
