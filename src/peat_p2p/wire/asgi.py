@@ -1,8 +1,9 @@
 """Connect services inside an aiohttp application.
 
-Owns the mount of connectrpc's ASGI applications in aiohttp. Two things the plain adapter gets wrong are kept right
-here: a request's body is decompressed once (`make_runner`), and after the body `receive` stays silent until the client
-goes away, where the adapter would report an empty body for ever and make each open stream spin.
+Owns the mount of connectrpc's ASGI applications in aiohttp. Three things the plain adapter gets wrong are kept right
+here: a request's body is decompressed once (`make_runner`), a response header may have several values, and after the
+body `receive` stays silent until the client goes away, where the adapter would report an empty body for ever and make
+each open stream spin.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ class _Context(ASGIContext):
         if not message["more_body"]:
             self._body_ended = True
         return message
+
+
+    async def on_send_response_start(self, payload: dict[str, Any]) -> None:
+        response = web.StreamResponse(status=payload["status"])
+        for name, value in payload.get("headers", ()):
+            # Added, where the plain adapter would let the last of several values win.
+            response.headers.add(name.decode("latin-1"), value.decode())
+        if "content-length" not in response.headers:
+            response.enable_chunked_encoding()
+        self.response = response
+        self.writer = await response.prepare(self.request)
+        self.start_response_event.set()
 
 
 class _Resource(ASGIResource):
