@@ -24,7 +24,8 @@ class NaiveNode:
     def __init__(self) -> None:
         self._documents: dict[tuple[str, str], tuple[float, dict[str, Any] | None]] = {}
         self._peers: dict[object, asyncio.Queue[str]] = {}
-        self._active = True
+        self._on = asyncio.Event()
+        self._on.set()
         self.address: tuple[str, int] = ("", 0)
         self.on_new: Callable[[str, str], None] = lambda collection, doc_id: None
         self._sent = 0
@@ -66,10 +67,12 @@ class NaiveNode:
         return {"sent": self._sent, "received": self._received, "links": [{} for _ in self._peers]}
 
     async def stop_sync(self) -> None:
-        self._active = False
+        self._on.clear()
+        for socket in list(self._peers):
+            await socket.close()  # type: ignore[attr-defined]
 
     async def start_sync(self) -> None:
-        self._active = True
+        self._on.set()
 
     def _take(self, collection: str, doc_id: str, at: float, document: dict[str, Any] | None, giver: object) -> None:
         old = self._documents.get((collection, doc_id))
@@ -91,11 +94,12 @@ class NaiveNode:
     async def _dial(self, session: aiohttp.ClientSession, peer: str) -> None:
         while True:
             try:
+                await self._on.wait()
                 async with session.ws_connect(f"http://{peer}/", heartbeat=10.0, max_msg_size=0) as socket:
                     await self._speak(socket)
             except (aiohttp.ClientError, OSError):
                 pass
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
 
     async def _speak(self, socket: Any) -> None:
         queue: asyncio.Queue[str] = asyncio.Queue()

@@ -72,7 +72,7 @@ class MeshNode:
         return {document.doc_id: json.loads(document.json) for document in self.replica.read(collection)}
 
     def collections(self) -> list[str]:
-        return [name for name in self.replica.collections() if name != "sidecars"]
+        return self.replica.collections()
 
     def figures(self) -> dict[str, Any]:
         stats = self.mesh.stats

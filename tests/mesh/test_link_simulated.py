@@ -204,3 +204,18 @@ def test_random_fleets_converge_through_cuts_wipes_and_writes(seed: int) -> None
     fleet.run(fleet.now + 60)
     assert same(fleet)
     assert not [end for end in fleet.ended if end[2].name == "PROTOCOL"]
+
+
+def test_a_part_the_peer_does_not_know_by_its_short_name_is_sent_whole() -> None:
+    fleet = chain(11, "AB")
+    fleet.put("A", 3, "a part with a name that is longer than its fingerprint")
+    fleet.run(3)
+    fleet.cut("A", "B")
+    held = fleet.nodes["B"].store
+    cursors = held._cursors
+    fleet.wipe("B")
+    fleet.nodes["B"].store._cursors = cursors  # B claims to hold what it lost
+    fleet.put("A", 3, "a part with a name that is longer than its fingerprint")
+    fleet.link("A", "B")
+    fleet.run(8)
+    assert same(fleet)

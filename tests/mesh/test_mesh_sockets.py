@@ -218,8 +218,8 @@ async def test_nodes_that_only_knew_a_dead_hub_find_each_other(fleet: Any, until
         async with fleet.node("hub", site="base") as hub:
             one = await edges.enter_async_context(fleet.node("one", hub.peer, site="x"))
             two = await edges.enter_async_context(fleet.node("two", hub.peer, site="y"))
-            await until(lambda: two.replica.get("sidecars", one.endpoint_id))
-            await until(lambda: one.replica.get("sidecars", two.endpoint_id))
+            await until(lambda: len(two.replica.read_reserved("_sidecars")) == 3)
+            await until(lambda: len(one.replica.read_reserved("_sidecars")) == 3)
         await until(lambda: any(p.node_id == "two" and p.connected for p in one.mesh.peers()))
         await one.put("commands", "x", '{"n": 1}')
         await until(lambda: two.text("commands", "x"))

@@ -1,6 +1,6 @@
 """What the documents tell the mesh: who the members are, where, and who is no longer trusted.
 
-Owns the documents `sidecars/ENDPOINT_ID` (node_id, site, addresses; each written by its own sidecar), the reading of
+Owns the documents `_sidecars/ENDPOINT_ID` (node_id, site, addresses; each written by its own sidecar), the reading of
 `revocations`, and turning the topology's plan into wishes for the dialler. Keeps the rule that documents are hints
 where to dial and never grounds for trust, and that a node called in vain is left alone for a while, longer each time.
 Must not open connections.
@@ -25,7 +25,7 @@ from peat_p2p.mesh.topology import Member, Plan, Topology
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.revocation import RevocationSet
 
-SIDECARS = "sidecars"
+SIDECARS = "_sidecars"
 REVOCATIONS = "revocations"
 _PLATFORMS = "platforms"
 _LOG = logging.getLogger(__name__)
@@ -69,36 +69,51 @@ class Neighbours:
         self._avoid: dict[str, tuple[float, float]] = {}
         self._topology: Topology | None = None
         self._wished: dict[str, Source] = {}
+        self._settled = False
+        self._seq = 0
         self.revoked = RevocationSet.of()
 
     async def announce(self, node_id: str, addresses: Sequence[HostPort]) -> None:
         """Tell the formation where this node takes links."""
         fields = {"node_id": node_id, "site": self._own.site, "addresses": [str(address) for address in addresses]}
         texts = {name: json.dumps(value) for name, value in fields.items()}
-        await self._replica.put_fields(SIDECARS, self._own.endpoint_id, texts)
+        await self._replica.put_reserved(SIDECARS, texts)
 
     async def follow(self) -> None:
-        """Take in documents as they come, for ever."""
-        with self._replica.subscribe([SIDECARS, REVOCATIONS]) as events:
-            fresh: set[str] | None = set()
+        """Take in revocations as they come, for ever."""
+        with self._replica.subscribe([REVOCATIONS]) as events:
             async for event in events:
                 match event:
                     case Lagged():
-                        fresh = set()
-                    case SnapshotComplete():
-                        for gone in self._documented.keys() - (fresh or set()):
-                            del self._documented[gone]
-                        fresh = None
-                        self._topology = None
-                        self._revoke()
-                        self._changed()
+                        self._revoking.clear()
                     case Change():
-                        if fresh is not None:
-                            fresh.add(event.doc_id)
-                        self._take(event.collection, event.doc_id, event.document)
-                        if fresh is None:
-                            self._revoke_if(event.collection)
-                            self._changed()
+                        self._take_revocation(event.doc_id, event.document)
+                    case SnapshotComplete():
+                        self._settled = True
+                if self._settled and not isinstance(event, Lagged):
+                    self.revoked = RevocationSet.read(self._revoking, self._anchor)
+                    self._changed()
+
+    def _read_members(self) -> None:
+        """Take in the documents of members that changed since the last time."""
+        klass = self._replica.rules.of(SIDECARS).klass
+        fresh = False
+        while changed := self._replica.changed_since(klass, self._seq, 4096):
+            self._seq = changed[-1][0]
+            fresh = fresh or any(key.collection == SIDECARS for _, key in changed)
+        if not fresh:
+            return
+        members: dict[str, Known] = {}
+        for document in self._replica.read_reserved(SIDECARS):
+            known = _read(document.doc_id, document.json)
+            if known is None or document.doc_id == self._own.endpoint_id:
+                continue
+            members[document.doc_id] = known
+            old = self._documented.get(document.doc_id)
+            if old is None or old.addresses != known.addresses:
+                self._avoid.pop(document.doc_id, None)
+        self._documented = members
+        self._topology = None
 
     def found(self, endpoint_id: str, addresses: tuple[HostPort, ...], site: str) -> None:
         """A node was seen on the local network, or (no addresses) went away."""
@@ -135,6 +150,7 @@ class Neighbours:
     ) -> Plan:
         """Make the plan and have the dialler follow it."""
         now = self._clock.monotonic()
+        self._read_members()
         unreachable = {peer for peer, (until, _) in self._avoid.items() if until > now and peer not in linked_sites}
         unreachable |= self.revoked.endpoints() | set(blocked)
         if self._topology is None:
@@ -177,32 +193,13 @@ class Neighbours:
             return True
         return self._clock.wall() - last_seen <= _MISSED * max(interval, 1.0)
 
-    def _take(self, collection: str, doc_id: str, document: Document | None) -> None:
-        if collection == REVOCATIONS:
-            self._revoking.pop(doc_id, None)
-            if document is not None:
-                with contextlib.suppress(ValueError):
-                    fields = json.loads(document.json)
-                    if isinstance(fields, dict):
-                        self._revoking[doc_id] = fields
-            return
-        known = None if document is None else _read(doc_id, document.json)
-        if doc_id == self._own.endpoint_id:
-            return
-        old = self._documented.pop(doc_id, None)
-        if known is not None:
-            self._documented[doc_id] = known
-            if old is None or old.addresses != known.addresses:
-                self._avoid.pop(doc_id, None)
-        if old is None or known is None or old.member != known.member:
-            self._topology = None
-
-    def _revoke_if(self, collection: str) -> None:
-        if collection == REVOCATIONS:
-            self._revoke()
-
-    def _revoke(self) -> None:
-        self.revoked = RevocationSet.read(self._revoking, self._anchor)
+    def _take_revocation(self, doc_id: str, document: Document | None) -> None:
+        self._revoking.pop(doc_id, None)
+        if document is not None:
+            with contextlib.suppress(ValueError):
+                fields = json.loads(document.json)
+                if isinstance(fields, dict):
+                    self._revoking[doc_id] = fields
 
 
 def _read(doc_id: str, text: str) -> Known | None:

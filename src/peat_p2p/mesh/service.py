@@ -26,7 +26,7 @@ from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
 from peat_p2p.mesh.discovery import Found, announce, local_addresses
 from peat_p2p.mesh.frames import CLASSES, Goodbye, Hello, Reason, encode_frame
 from peat_p2p.mesh.link import LinkCore
-from peat_p2p.mesh.neighbours import Neighbours
+from peat_p2p.mesh.neighbours import SIDECARS, Neighbours
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
@@ -72,6 +72,7 @@ class Mesh:
         self._neighbours = Neighbours(
             replica, credentials.anchor, self._own, clock, self._random, self._members_changed
         )
+        self._members_class = replica.rules.of(SIDECARS).klass
         self._replan = True
         self._planned_at = float("-inf")
         self._plan = Plan(frozenset(), frozenset())
@@ -238,7 +239,10 @@ class Mesh:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _committed(self, _classes: object) -> None:
+    def _committed(self, classes: frozenset[int]) -> None:
+        if self._members_class in classes and self._config.topology:
+            self._replan = True
+            self._due.set()
         for link in self._links.values():
             link.wake()
 
