@@ -19,6 +19,7 @@ from peat_p2p.content.entries import FileEntry, Kind
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.materialize import materialize
 from peat_p2p.content.store import ChunkStore, StoredPackage
+from peat_p2p.content.stored import GcResult
 from peat_p2p.content.tree import verify_tree
 from peat_p2p.core.errors import ConflictError, CorruptError, ExhaustedError, InvalidInputError, NotFoundError
 
@@ -219,7 +220,7 @@ def test_gc_keeps_shared_and_held_chunks(
     second = publish_tree(source, version="1.1")
     only_first = set(first.index.chunks) - set(second.index.chunks)
     assert only_first and set(first.index.chunks) & set(second.index.chunks)
-    assert store.gc() == store_module.GcResult(0, 0, 0)
+    assert store.gc() == GcResult(0, 0, 0)
     assert store.remove_package(first.manifest_digest)
     assert not store.remove_package(first.manifest_digest)
     with store.hold(chunk.hex for chunk in only_first):

@@ -268,6 +268,16 @@ class Journal:
             )
         ]
 
+    def digests(self, manifest_digest: str) -> list[bytes]:
+        """The chunks of a package."""
+        return [
+            bytes(row[0])  # type: ignore[call-overload]
+            for row in self._query(
+                "SELECT digest FROM refs JOIN packages ON packages.id = refs.package WHERE manifest_digest=?",
+                (manifest_digest,),
+            )
+        ]
+
     def remove_package(self, manifest_digest: str) -> bool:
         """Forget a package durably; whether it was here."""
         with self._transaction() as db:

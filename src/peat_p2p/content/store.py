@@ -16,7 +16,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,57 +28,26 @@ from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.journal import ChunkRow, Journal, PackageParts, PackageRow
 from peat_p2p.content.manifest import Manifest, manifest_digest, unverified_payload
 from peat_p2p.content.packing import unpack
+from peat_p2p.content.stored import (
+    Checked,
+    GcResult,
+    PackageSummary,
+    Reservation,
+    Rotten,
+    StoredPackage,
+    StoreStat,
+)
 from peat_p2p.core.atomic import sync_dir
 from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError
 
+__all__ = ["RESERVE_BYTES", "ChunkStore", "PackageSummary", "StoredPackage", "StoreStat", "missing_bytes"]
+
 RESERVE_BYTES = 64 << 20
 _SYNC_EACH = 8  # up to so many files are synced one by one, more by one sync of the file system
 _GC_SLICE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPackage:
-    """A package all of whose chunks are, or were, here. `info` is the torrent's info dict."""
-
-    manifest: Manifest
-    manifest_digest: str
-    envelope: dict[str, Any]
-    info: bytes
-    index: Index
-
-
-@dataclass(frozen=True, slots=True)
-class PackageSummary:
-    """A package in brief. Times are Unix seconds."""
-
-    manifest: Manifest
-    manifest_digest: str
-    pinned: bool
-    added: float
-    used: float
-
-
-@dataclass(frozen=True, slots=True)
-class GcResult:
-    """What a garbage collection removed: journaled chunks, their bytes, and files the journal did not know."""
-
-    chunks: int
-    bytes: int
-    strays: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStat:
-    """What is in the store. Loose chunks belong to no package; `gc` removes them."""
-
-    packages: int
-    chunks: int
-    chunk_bytes: int
-    loose_chunks: int
-    loose_bytes: int
-    reserved_bytes: int
-    free_bytes: int
+_RECHECK_CHUNKS = 1000
+_HASHERS = 4
 
 
 class ChunkStore:
@@ -174,12 +143,15 @@ class ChunkStore:
         """As `verify` for many chunks with one sync for all. Returns the digests of the bad ones."""
         bad: set[str] = set()
         good = self._hash(chunks, bad)
-        for digest in bad:
-            self.chunk_path(digest).unlink(missing_ok=True)
-        if bad:
-            self._journal.drop_chunks([bytes.fromhex(digest) for digest in bad])
+        self._drop(bad)
         self._enter(good)
         return bad
+
+    def _drop(self, digests: Collection[str]) -> None:
+        for digest in digests:
+            self.chunk_path(digest).unlink(missing_ok=True)
+        if digests:
+            self._journal.drop_chunks([bytes.fromhex(digest) for digest in digests])
 
     def adopt(self, index: Index) -> set[str]:
         """Enter those chunks of `index` that lie on disk whole but not in the journal, as after a crash.
@@ -193,14 +165,14 @@ class ChunkStore:
         return bad
 
     def _hash(self, chunks: Iterable[ChunkRef], bad: set[str]) -> list[ChunkRow]:
-        good = []
-        for chunk in chunks:
-            row = self._hash_one(chunk)
-            if row is None:
-                bad.add(chunk.hex)
-            else:
-                good.append(row)
-        return good
+        wanted = list(chunks)
+        if len(wanted) <= _SYNC_EACH:
+            rows = [self._hash_one(chunk) for chunk in wanted]
+        else:
+            with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
+                rows = list(pool.map(self._hash_one, wanted))
+        bad.update(chunk.hex for chunk, row in zip(wanted, rows, strict=True) if row is None)
+        return [row for row in rows if row is not None]
 
     def _hash_one(self, chunk: ChunkRef) -> ChunkRow | None:
         try:
@@ -315,6 +287,26 @@ class ChunkStore:
             if need and need + self._reserved + RESERVE_BYTES > free_bytes(self.root):
                 raise exhausted(self.root, need + self._reserved + RESERVE_BYTES, what)
 
+    @contextlib.contextmanager
+    def reserve(self, need: int, what: str = "this transfer") -> Iterator[Reservation]:
+        """Set `need` bytes aside so that no other transfer counts on them. Raises ExhaustedError if they do not fit."""
+        with self._guard:
+            self.check_space(need, what)
+            self._reserved += need
+        reservation = Reservation(need)
+        try:
+            yield reservation
+        finally:
+            with self._guard:
+                self._reserved -= reservation.left
+
+    def use_reserved(self, reservation: Reservation, count: int) -> None:
+        """Note that `count` reserved bytes have been written, so that they are not counted twice."""
+        with self._guard:
+            count = min(count, reservation.left)
+            reservation.left -= count
+            self._reserved -= count
+
     # Packages
 
     def put_package(self, envelope: dict[str, Any], info: bytes, index: Index) -> StoredPackage:
@@ -370,6 +362,50 @@ class ChunkStore:
         self._journal.touch(digest, self._clock.wall())
 
     # Upkeep
+
+    def recheck(self, budget: int, before: float | None = None) -> Checked:
+        """Hash again what was looked at the longest time ago, up to about `budget` bytes.
+
+        With `before` (Unix time) only chunks that were last looked at earlier. Rotten ones are removed. Calling this
+        again and again goes round the whole store.
+        """
+        rows: list[ChunkRow] = []
+        size = 0
+        for row in self._journal.oldest_checked(_RECHECK_CHUNKS):
+            if size >= budget or (before is not None and row.checked >= before):
+                break
+            rows.append(row)
+            size += row.size
+        bad: set[str] = set()
+        good = self._hash((ChunkRef(row.digest, row.size) for row in rows), bad)
+        self._drop(bad)
+        times = {row.digest: row.mtime_ns for row in rows}
+        self.sync([row.digest.hex() for row in good if row.mtime_ns != times[row.digest]])
+        self._journal.add_chunks(good)
+        # Bad chunks are forgotten, but packages keep their references to them; those that none has do not matter.
+        rotten = [
+            Rotten(row.digest.hex(), row.size, packages)
+            for row in rows
+            if row.digest.hex() in bad and (packages := tuple(sorted(self._journal.referenced(row.digest))))
+        ]
+        return Checked(len(rows), size, tuple(rotten))
+
+    def damaged(self) -> dict[str, set[str]]:
+        """Packages (manifest digests) that lack chunks, and which: what has to be fetched again."""
+        found = {}
+        for row in self._journal.packages():
+            digests = self._journal.digests(row.manifest_digest)
+            rows = self._journal.chunks(digests)
+            lacking = {
+                digest.hex() for digest in digests if (chunk := rows.get(digest)) is None or not self._intact(chunk)
+            }
+            if lacking:
+                found[row.manifest_digest] = lacking
+        return found
+
+    def chunk_sizes(self, digest: str) -> dict[bytes, int]:
+        """The chunks of a package that are here, with their sizes."""
+        return {row.digest: row.size for row in self._journal.chunks(self._journal.digests(digest)).values()}
 
     def gc(self) -> GcResult:
         """Remove every chunk that belongs to no package and is not held."""
