@@ -15,7 +15,7 @@ from typing import Protocol
 from peat_p2p.core.errors import InvalidInputError, UntrustedError
 from peat_p2p.documents.authority import Authority, Claim
 from peat_p2p.documents.chain import proves
-from peat_p2p.documents.content import EXISTS, Anchor, Content, canonical, combine, decode
+from peat_p2p.documents.content import EXISTS, Anchor, Content, canonical, combine
 from peat_p2p.documents.jsontext import check_fields
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.parts import Part
@@ -119,8 +119,7 @@ class Gate:
                 return Outcome(Verdict.NEED_FULL, key)
             base = current.state
         try:
-            form = combine(base, update.payload)
-            content = decode(form.state)
+            form, content = combine(base, update.payload)
             said = canonical(key, update.generation, content)
             if update.version != content.version:
                 raise BadContentError("its version is not that of its newest field")

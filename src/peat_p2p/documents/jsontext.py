@@ -14,6 +14,7 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed le
 
 from peat_p2p.core.errors import InvalidInputError
 
+_BLANK = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -34,6 +35,7 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
 
 # Numbers stay text: nothing is rounded, and a number of a million digits costs nothing.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant, object_pairs_hook=_unique)
+_SCAN = _DECODER.scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
 
 
 def split_object(text: str) -> dict[str, str]:
@@ -83,7 +85,10 @@ def check_fields(fields: Mapping[str, str]) -> dict[str, str]:
     checked: dict[str, str] = {}
     for name, text in fields.items():
         _encodable(name, "a field's name")
-        _encodable(text, f"field {name!r}")
+        _encodable(text, "the value of a field")
+        if text[:1] not in _BLANK and _is_value(text):
+            checked[name] = text
+            continue
         begin = _skip(text, 0)
         end = _value_end(text, begin, name)
         if _skip(text, end) != len(text):
@@ -107,6 +112,14 @@ def _value_end(text: str, begin: int, name: str) -> int:
     except ValueError as error:
         raise _bad(text, begin, f"in the value of {name!r}: {error}") from None
     return end
+
+
+def _is_value(text: str) -> bool:
+    """Whether the text is exactly one value; the way that most take."""
+    try:
+        return bool(_SCAN(text, 0)[1] == len(text))
+    except (StopIteration, ValueError, RecursionError):
+        return False
 
 
 def _skip(text: str, at: int) -> int:

@@ -31,22 +31,32 @@ class _Reader:
         self.at = 0
 
     def byte(self) -> int:
-        if self.at >= len(self.data):
-            raise BadContentError("an update is cut short")
-        self.at += 1
-        return self.data[self.at - 1]
+        at = self.at
+        self.at = at + 1
+        try:
+            return self.data[at]
+        except IndexError:
+            raise BadContentError("an update is cut short") from None
 
     def number(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-            if shift > 28:
-                raise BadContentError("a number in an update is too large")
-        return value
+        # Written out for speed: most numbers are one byte, and every part that comes in is read so.
+        data, at = self.data, self.at
+        try:
+            value = data[at]
+            if value < 0x80:
+                self.at = at + 1
+                return value
+            value &= 0x7F
+            for shift in (7, 14, 21, 28):
+                at += 1
+                byte = data[at]
+                value |= (byte & 0x7F) << shift
+                if byte < 0x80:
+                    self.at = at + 1
+                    return value
+        except IndexError:
+            raise BadContentError("an update is cut short") from None
+        raise BadContentError("a number in an update is too large")
 
     def expect(self, value: int, what: str) -> None:
         if self.number() != value:
