@@ -25,12 +25,14 @@ from peat_p2p.agent.view import KnownManifest
 from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError
+from peat_p2p.fleet.ids import MANIFESTS, manifest_digest
 from peat_p2p.swarm.status import TransferState, TransferStatus
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgent
 
 SETTLE_SECONDS = 5.0  # a node that has just started is given this long to hear of packages before one is "unknown"
 DEFAULT_ARCH = "any"
+_SLICE = 50
 
 _STATES = {
     TransferState.CHECKING: "looking",
@@ -149,14 +151,15 @@ class ControlService(PeatAgent):
 
     async def list_packages(self, _request: pb.ListPackagesRequest, _ctx: Context) -> pb.ListPackagesResponse:
         """Every package known here, by announcement or because it is held."""
-        known = {manifest.digest: manifest for manifest in self._agent.view.manifests()}
-        for summary in self._agent.facts.held():
-            if summary.manifest_digest not in known:
-                manifest = summary.manifest
-                with contextlib.suppress(PeatError):
-                    known[summary.manifest_digest] = self._agent.resolve_digest(
-                        summary.manifest_digest, manifest.name, manifest.version
-                    )
+        view = self._agent.view
+        digests = {manifest_digest(doc_id): None for doc_id in view.all(MANIFESTS)}
+        digests.update((summary.manifest_digest, None) for summary in self._agent.facts.held())
+        known: dict[str, KnownManifest] = {}
+        for number, digest in enumerate(digests):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)  # each may take a signature's check, and there may be thousands
+            with contextlib.suppress(PeatError):
+                known[digest] = self._agent.known(digest)
         return pb.ListPackagesResponse(packages=[self._package(manifest) for manifest in known.values()])
 
     async def show_package(self, request: pb.ShowPackageRequest, _ctx: Context) -> pb.ShowPackageResponse:

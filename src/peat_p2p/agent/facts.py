@@ -20,7 +20,7 @@ from peat_p2p.content.store import PackageSummary
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock
 from peat_p2p.fleet.holdings import PullStatus
-from peat_p2p.fleet.ids import DEPLOYMENTS, PACKAGES, PLATFORMS
+from peat_p2p.fleet.ids import PACKAGES, PLATFORMS
 
 
 class Facts:
@@ -47,6 +47,7 @@ class Facts:
         self._held: dict[str, PackageSummary] = {}
         self._holdings: dict[Key, Fields] = {}  # the documents of what is held whole, made once
         self._in_force: tuple[Deployment, ...] = ()
+        self._holdings_told = False
         self._told: dict[Key, Fields] = {}
 
     def hold(self, summary: PackageSummary) -> None:
@@ -61,11 +62,13 @@ class Facts:
         )
         key, fields = documents.holding(self._agent_id, held, summary.added)
         self._holdings[key] = fields
+        self._holdings_told = False
 
     def unhold(self, digest: str) -> None:
         """Count a package as held no more."""
         if self._held.pop(digest, None) is not None:
             self._holdings.clear()
+            self._holdings_told = False
             for summary in list(self._held.values()):
                 self.hold(summary)
 
@@ -106,21 +109,27 @@ class Facts:
     def tell(self, tickets: Sequence[Ticket]) -> None:
         """Bring the book up to date. `tickets` are the transfers under way."""
         now = self._clock.wall()
-        wanted = dict(self._holdings)
+        if not self._holdings_told:
+            # Many, and seldom different: they are gone through only when one came or went.
+            self._holdings_told = True
+            for key, fields in self._holdings.items():
+                self._book.want(key, fields)
+            for doc_id in self._book.wanted(PACKAGES):
+                if Key(PACKAGES, doc_id) not in self._holdings:
+                    self._book.unwant(Key(PACKAGES, doc_id))
+        told: dict[Key, Fields] = {}
         for ticket in tickets:
             if ticket.digest not in self._held:
                 key, fields = documents.holding(self._agent_id, _progress(ticket), now)
-                wanted[key] = self._unless_same(key, fields)
+                told[key] = self._unless_same(key, fields)
         for deployment in self._in_force:
             key, fields = documents.deployed(self._agent_id, deployment, self.state_of(deployment))
-            wanted[key] = fields
-        for collection in (PACKAGES, DEPLOYMENTS):
-            for doc_id in self._book.wanted(collection):
-                if Key(collection, doc_id) not in wanted:
-                    self._book.unwant(Key(collection, doc_id))
-        for key, fields in wanted.items():
+            told[key] = fields
+        for key in self._told.keys() - told.keys() - self._holdings.keys():
+            self._book.unwant(key)
+        for key, fields in told.items():
             self._book.want(key, fields)
-        self._told = wanted
+        self._told = told
         self._book.want(Key(PLATFORMS, self._agent_id), self.heartbeat())
 
     def _unless_same(self, key: Key, fields: Fields) -> Fields:

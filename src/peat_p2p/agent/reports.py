@@ -49,8 +49,13 @@ class _Wanted:
     only_if_exists: bool
 
 
-# The order in which things are told after a long silence: what was ordered, what is alive, what is had.
+# The order in which things are told after a long silence: what was ordered, who is alive, what is had.
 _URGENCY = {RECEIPTS: 0, COMMANDS: 0, PLATFORMS: 1, DEPLOYMENTS: 2, MANIFESTS: 3, PACKAGES: 4}
+_LEAST_URGENT = 5
+
+
+def _urgency(key: Key) -> int:
+    return _URGENCY.get(key.collection, _LEAST_URGENT)
 
 
 class ReportBook:
@@ -61,8 +66,9 @@ class ReportBook:
         self._wanted: dict[Key, _Wanted] = {}
         self._held: dict[Key, Fields] = {}  # what the sidecar holds, of the documents that are ours to write
         self._removed: set[Key] = set()  # receipts to take back; unlike holdings they outlive what is known here
-        self._dirty: set[Key] = set()
-        self._in_flight: set[Key] = set()
+        # By urgency, as ordered sets: with ten thousand documents due, nothing may sort or scan them all.
+        self._dirty: list[dict[Key, None]] = [{} for _ in range(_LEAST_URGENT + 1)]
+        self._in_flight: dict[Key, Write] = {}
         self._synced = False
 
     @property
@@ -76,14 +82,14 @@ class ReportBook:
         entry = _Wanted(dict(fields), only_if_exists)
         if self._wanted.get(key) != entry:
             self._wanted[key] = entry
-            self._dirty.add(key)
+            self._mark(key)
 
     def unwant(self, key: Key) -> None:
         """Nothing is wanted of the document any more; if it is one of this agent's own it shall go away."""
         if self._wanted.pop(key, None) is not None or self.is_own(key):
             if key.collection == RECEIPTS and self.is_own(key):
                 self._removed.add(key)
-            self._dirty.add(key)
+            self._mark(key)
 
     def wanted(self, collection: str) -> list[str]:
         """The ids of the documents wanted in a collection."""
@@ -103,40 +109,40 @@ class ReportBook:
             self._held[key] = fields
         else:
             return
-        self._dirty.add(key)
+        self._mark(key)
 
     def lost(self) -> None:
         """The sidecar went away: what it holds is unknown, and what it holds when it is back may be anything."""
         self._held.clear()
         self._in_flight.clear()
-        self._dirty = {key for key in self._wanted if key.collection == PLATFORMS}
+        for keys in self._dirty:
+            keys.clear()
+        for key in self._wanted:
+            if key.collection == PLATFORMS:
+                self._mark(key)
         self._synced = False
 
     def snapshot_complete(self) -> None:
         """Every document the sidecar held when it was last found has been shown by `saw`."""
         self._synced = True
-        self._dirty.update(self._wanted)
-        self._dirty.update(self._held)
+        for key in (*self._wanted, *self._held):
+            self._mark(key)
 
     def take(self, limit: int) -> list[Write]:
         """Up to `limit` writes that are due now, most urgent first. Each must be answered by `wrote` or `failed`.
 
         Before the snapshot is complete only the heartbeat goes out, whole: being seen alive does not wait.
         """
-        due = [key for key in self._dirty if self._synced or key.collection == PLATFORMS]
         writes: list[Write] = []
-        for key in sorted(due, key=lambda key: (_URGENCY.get(key.collection, 5), key)):
-            if len(writes) == limit:
-                break
-            if key in self._in_flight:
+        for urgency, keys in enumerate(self._dirty):
+            if not self._synced and urgency != _URGENCY[PLATFORMS]:
                 continue
-            write = self._difference(key)
-            if write is None:
-                self._dirty.discard(key)
-                continue
-            writes.append(write)
-            self._in_flight.add(key)
-            self._dirty.discard(key)
+            while keys and len(writes) < limit:
+                key, _ = keys.popitem()
+                write = self._difference(key)
+                if write is not None:
+                    writes.append(write)
+                    self._in_flight[key] = write
         return writes
 
     def wrote(self, write: Write) -> None:
@@ -144,28 +150,33 @@ class ReportBook:
         key = write.key
         if key not in self._in_flight:
             return  # the sidecar was lost since: whether it kept this is no longer known
-        self._in_flight.discard(key)
+        del self._in_flight[key]
         if isinstance(write, Delete):
             self._held.pop(key, None)
             self._removed.discard(key)
         else:
             self._held[key] = {**self._held.get(key, {}), **write.fields}
         # It may have changed again meanwhile; `take` finds out.
-        self._dirty.add(key)
+        self._mark(key)
 
     def failed(self, write: Write) -> None:
         """The sidecar did not take `write`; it stays due, in the form it will have by then."""
-        if write.key in self._in_flight:
-            self._in_flight.discard(write.key)
-            self._dirty.add(write.key)
+        if self._in_flight.pop(write.key, None) is not None:
+            self._mark(write.key)
 
     def settled(self, key: Key) -> bool:
         """Whether the sidecar is known to hold what is wanted of the document."""
-        return self._synced and key not in self._dirty and key not in self._in_flight
+        return self._synced and key not in self._dirty[_urgency(key)] and key not in self._in_flight
 
     def refused(self, write: Write) -> None:
         """The sidecar will never take `write` as it is: it is not offered again until what is wanted changes."""
-        self._in_flight.discard(write.key)
+        if self._in_flight.pop(write.key, None) is not None and self._difference(write.key) != write:
+            self._mark(write.key)
+
+    def _mark(self, key: Key) -> None:
+        """The two sides may differ in this document. What is in flight is looked at again when it is answered."""
+        if key not in self._in_flight:
+            self._dirty[_urgency(key)][key] = None
 
     def _difference(self, key: Key) -> Write | None:
         wanted, held = self._wanted.get(key), self._held.get(key)

@@ -247,16 +247,20 @@ class Agent:
 
     def resolve_digest(self, digest: str, name: str, version: str) -> KnownManifest:
         """The manifest of this digest, which must be about `name` (and `version`). Raises like `resolve`."""
+        known = self.known(digest)
+        if known.manifest.name != name or (version and known.manifest.version != version):
+            raise WrongManifestError(f"manifest {digest} is about {known.manifest.reference}, not {name}:{version}")
+        return known
+
+    def known(self, digest: str) -> KnownManifest:
+        """The manifest of this digest, from the mesh or from the store. Raises like `resolve`."""
         try:
-            known = self.view.manifest(digest)
+            return self.view.manifest(digest)
         except NotFoundError:
             stored = self._stored(digest)
             if stored is None:
                 raise
-            known = stored
-        if known.manifest.name != name or (version and known.manifest.version != version):
-            raise WrongManifestError(f"manifest {digest} is about {known.manifest.reference}, not {name}:{version}")
-        return known
+            return stored
 
     def _stored(self, digest: str) -> KnownManifest | None:
         package = self.store.package(digest)

@@ -16,7 +16,8 @@ from typing import Any
 from peat_p2p.agent.service import Agent
 from peat_p2p.agent.threads import Stopper, in_thread
 from peat_p2p.content.index import ChunkRef
-from peat_p2p.content.store import GcResult, PackageSummary, StoreStat
+from peat_p2p.content.store import PackageSummary
+from peat_p2p.content.stored import GcResult, StoreStat
 from peat_p2p.core.errors import ConflictError, NotFoundError
 
 log = logging.getLogger(__name__)
