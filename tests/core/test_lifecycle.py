@@ -91,3 +91,21 @@ def test_reading_endpoints_says_what_is_wrong(tmp_path: Path) -> None:
     file.write_text('{"node_id": "n", "endpoint_id": "e", "pid": 2147483000}')
     with pytest.raises(NotFoundError, match="is gone"):
         read_endpoints(file)
+
+
+async def test_the_files_of_another_process_that_lives_are_not_touched(tmp_path: Path) -> None:
+    file, ready = tmp_path / "node.json", tmp_path / "ready.json"
+    other = json.dumps({"node_id": "n", "endpoint_id": "e", "pid": os.getppid()})
+    file.write_text(other)
+    ready.write_text(other)
+
+    @asynccontextmanager
+    async def service() -> AsyncIterator[Endpoints]:
+        if os.getpid():
+            raise UnavailableError("the data folder is in use")
+        yield _endpoints()
+
+    with pytest.raises(UnavailableError):
+        await run_until_stopped(service(), endpoints_file=file, ready_file=ready)
+    assert file.read_text() == other
+    assert ready.read_text() == other

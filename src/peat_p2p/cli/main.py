@@ -86,7 +86,7 @@ def peat() -> None:
 def main() -> None:
     """Run the command line; the entry point of `peat`."""
     try:
-        status = peat.main(standalone_mode=False)
+        status = peat.main(prog_name="peat", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -41,7 +41,9 @@ async def run_until_stopped(
     files = [endpoints_file, *([ready_file] if ready_file is not None else [])]
     for file in files:
         # What an earlier process that was killed left behind would send readers to addresses nobody answers on.
-        file.unlink(missing_ok=True)
+        # One that lives keeps its file: the data folder is in use, and the service is about to say so.
+        if not _written_by_another(file):
+            file.unlink(missing_ok=True)
     async with asyncio.timeout(None) as deadline:
         try:
             async with service as endpoints:
@@ -54,8 +56,9 @@ async def run_until_stopped(
                 deadline.reschedule(loop.time() + STOP_SECONDS)
         finally:
             for file in files:
-                with contextlib.suppress(OSError):
-                    file.unlink()
+                if not _written_by_another(file):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
 
 def read_endpoints(file: Path) -> Endpoints:
@@ -75,6 +78,15 @@ def read_endpoints(file: Path) -> Endpoints:
     if endpoints.pid and not _alive(endpoints.pid):
         raise NotFoundError(f"the process of {file} (pid {endpoints.pid}) is gone; start it again")
     return endpoints
+
+
+def _written_by_another(file: Path) -> bool:
+    """Whether `file` holds the addresses of a process that lives and is not this one."""
+    try:
+        endpoints = read_endpoints(file)
+    except (NotFoundError, ConfigError):
+        return False
+    return endpoints.pid not in (0, os.getpid())
 
 
 def _alive(pid: int) -> bool:
