@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.content import batch as batch_module
 from peat_p2p.content.materialize import materialize
-from peat_p2p.content.packing import pack, unpack
+from peat_p2p.content.packing import level_for, pack, unpack
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.content.tree import verify_tree
 from peat_p2p.core.errors import CorruptError
@@ -36,6 +37,13 @@ def test_what_is_packed_comes_out(content: bytes) -> None:
 def test_dense_content_stays_as_it_is() -> None:
     assert pack(random.Random(1).randbytes(100_000)) is None
     assert pack(b"short") is None
+
+
+def test_small_package_is_packed_harder() -> None:
+    assert level_for(1 << 20) > level_for(10 << 30)
+    content = Path(tarfile.__file__).read_bytes()
+    hard, fast = pack(content, level_for(1 << 20)), pack(content, level_for(10 << 30))
+    assert hard is not None and fast is not None and len(hard) < len(fast)
 
 
 def test_frame_that_is_not_as_described_is_refused() -> None:
@@ -71,8 +79,8 @@ def test_another_zstd_makes_no_other_chunks_of_known_content(
     source.write_bytes(text(3, 1_000_000))
     first = publish_tree(source)
 
-    def other(content: memoryview) -> bytes:
-        return zstandard.ZstdCompressor(level=9).compress(content)
+    def other(content: memoryview, level: int) -> bytes:
+        return zstandard.ZstdCompressor(level=level - 3).compress(content)
 
     monkeypatch.setattr(batch_module, "pack", other)
     assert publish_tree(source, version="2").index == first.index

@@ -30,10 +30,11 @@ _FLUSH_CHUNKS = 4096
 class ChunkBatch:
     """Chunks on their way into the store. Safe to use from several threads."""
 
-    def __init__(self, store: ChunkStore, journal: Journal, clock: Clock) -> None:
+    def __init__(self, store: ChunkStore, journal: Journal, clock: Clock, level: int) -> None:
         self._store = store
         self._journal = journal
         self._clock = clock
+        self._level = level
         self._guard = threading.Lock()
         self._flushing = threading.Lock()
         self._taken: set[bytes] = set()
@@ -85,7 +86,7 @@ class ChunkBatch:
         return ChunkRef(plain, length) if self._store.has(plain.hex()) else None
 
     def _make(self, plain: bytes, content: memoryview | bytes) -> ChunkRef:
-        frame = pack(content)
+        frame = pack(content, self._level)
         if frame is None:
             if self.take(plain):
                 self.write(plain, content, pieces_root(content))

@@ -13,18 +13,27 @@ import zstandard
 
 from peat_p2p.core.errors import CorruptError
 
-# Level 3 keeps up with a disk; what higher levels gain on single chunks is small.
-_LEVEL = 3
+# Level 3 keeps up with a disk. Level 9 sends some 7 % less and takes five times as long: nothing for a small package,
+# that is published once and crosses thin links many times.
+_FAST_LEVEL = 3
+_DENSE_LEVEL = 9
+_DENSE_BYTES = 256 << 20
 # Less gain than this is not worth unpacking, and a chunk as it is can be cloned or linked in place.
 _WORTH = 0.95
 _local = threading.local()
 
 
-def pack(content: bytes | memoryview) -> bytes | None:
+def level_for(content_bytes: int) -> int:
+    """The zstd level for a package with so much content."""
+    return _DENSE_LEVEL if content_bytes <= _DENSE_BYTES else _FAST_LEVEL
+
+
+def pack(content: bytes | memoryview, level: int = _FAST_LEVEL) -> bytes | None:
     """A zstd frame of `content`, or None if that is not worth while."""
-    compressor = getattr(_local, "compressor", None)
+    compressor = getattr(_local, f"level{level}", None)
     if compressor is None:
-        compressor = _local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        compressor = zstandard.ZstdCompressor(level=level)
+        setattr(_local, f"level{level}", compressor)
     frame: bytes = compressor.compress(content)
     return frame if len(frame) < _WORTH * len(content) else None
 

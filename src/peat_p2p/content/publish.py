@@ -18,6 +18,7 @@ from peat_p2p.content.containers import oci_manifests, open_container
 from peat_p2p.content.index import Index
 from peat_p2p.content.ingest import Progress, ingest
 from peat_p2p.content.manifest import Manifest, check_name, seal_manifest
+from peat_p2p.content.packing import level_for
 from peat_p2p.content.scan import Source, read_error, scan
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
@@ -72,7 +73,7 @@ def publish(
         raise InvalidInputError(f"{source} contains the store {store.root}; publish a folder beside it")
     found, notes = _opened(scan(source), report) if open_archives else (scan(source), {})
     average = average_like(found.content_bytes, _earlier_average(store, name, arch))
-    with store.batch() as batch:
+    with store.batch(level_for(found.content_bytes)) as batch:
         with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:
             # A file that changes meanwhile fails in `ingest`, so both have seen the same content.
             digest = beside.submit(_sha256, found)

@@ -249,12 +249,12 @@ class ChunkStore:
             self._fresh = {digest: at for digest, at in self._fresh.items() if digest in self._held}
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[ChunkBatch]:
-        """Write many chunks; they are durable and journaled when the block is left without an error.
+    def batch(self, level: int = 3) -> Iterator[ChunkBatch]:
+        """Write many chunks, packed at the zstd level given; durable and journaled when left without an error.
 
         What the batch touched is held from garbage collection until then.
         """
-        batch = ChunkBatch(self, self._journal, self._clock)
+        batch = ChunkBatch(self, self._journal, self._clock, level)
         try:
             yield batch
             batch.flush()
