@@ -5,8 +5,11 @@ Owns the conditions of success; the story only gathers facts.
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +17,7 @@ from rich.table import Table
 from peat_p2p import __version__
 
 CENTRE = ("hub", "depot")
+_LIBRARIES = ("aiohttp", "pycrdt", "libtorrent", "blake3", "connectrpc", "cryptography", "zeroconf", "zstandard")
 
 
 @dataclass(slots=True)
@@ -112,7 +116,15 @@ class Report:
         return {
             "name": "demo",
             "version": __version__,
-            "machine": {"python": platform.python_version(), "system": platform.platform()},
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+                "python": platform.python_version(),
+            },
+            "versions": {name: metadata.version(name) for name in _LIBRARIES},
             "result": {
                 **asdict(self),
                 "agents": [{**asdict(a), "from_hub_or_publisher": a.from_centre} for a in self.agents],
