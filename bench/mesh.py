@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.mesh_sim import fleet
 from bench.mesh_wire import chain, idle
 from bench.result import Bench, Scenario
 
@@ -11,5 +12,6 @@ BENCH = Bench(
     (
         Scenario("idle", "bytes of a heartbeat and of a reconnect on an inter-site link at 5,000 agents", idle),
         Scenario("chain", "bytes on each link of a chain of four", chain),
+        Scenario("fleet", "up to 5,000 sidecars simulated: one command, a restart, a split; links per sidecar", fleet),
     ),
 )

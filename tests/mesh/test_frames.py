@@ -39,7 +39,7 @@ HEADS = st.lists(st.tuples(KLASS, SEQ), max_size=4).map(tuple)
 NODES = st.lists(st.integers(0, 15), min_size=1, max_size=8).map(tuple)
 TEXT = st.text("abcdefghij-", max_size=20)
 FRAMES = st.one_of(
-    st.builds(Hello, TEXT, TEXT, st.binary(min_size=16, max_size=16), instance=st.binary(max_size=16)),
+    st.builds(Hello, TEXT, st.binary(min_size=16, max_size=16), instance=st.binary(max_size=16)),
     st.builds(Resume, HEADS),
     st.builds(
         Batch,
@@ -93,8 +93,8 @@ def test_a_bomb_is_refused() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        pb.Hello(version=1, epoch=b"short", max_frame=frames.MAX_FRAME),
-        pb.Hello(version=0, epoch=bytes(16), max_frame=frames.MAX_FRAME),
+        pb.Hello(version=1, epoch=b"short"),
+        pb.Hello(version=0, epoch=bytes(16)),
         pb.Batch(klass=4, number=1),
         pb.Batch(klass=1, number=1, refs=[1, 2], bodies=[b"x"]),
         pb.Ack(number=1, heads=[pb.Cursor(klass=9, seq=1)]),
@@ -116,11 +116,11 @@ def conversation() -> tuple[MemoryStore, list[bytes]]:
     for number in range(40):
         peer.put(number % 4, f"x{number}")
     core = LinkCore(
-        peer, "b" * 64, Hello("p", "s", peer.epoch), [VersionTree(peer, k) for k in range(4)], dialled=True, now=0.0
+        peer, "b" * 64, Hello("s", peer.epoch), [VersionTree(peer, k) for k in range(4)], dialled=True, now=0.0
     )
-    records = [encode_frame(Hello("p", "s", peer.epoch)), encode_frame(Resume(((0, 0), (1, 0))))]
+    records = [encode_frame(Hello("s", peer.epoch)), encode_frame(Resume(((0, 0), (1, 0))))]
     core.start()
-    core.received(next(RecordReader().feed(encode_frame(Hello("v", "s", b"v" * 16)))), 0.0)
+    core.received(next(RecordReader().feed(encode_frame(Hello("s", b"v" * 16)))), 0.0)
     core.resume({})
     effects = core.received(
         next(RecordReader().feed(encode_frame(Resume(((0, 0), (1, 0), (2, 0), (3, 0)))))), 0.0
@@ -137,7 +137,7 @@ def conversation() -> tuple[MemoryStore, list[bytes]]:
 def hit(store: MemoryStore, stream: bytes) -> End | None:
     """Let a fresh victim read a stream; what it applied must be genuine."""
     trees = [VersionTree(store, klass) for klass in range(4)]
-    victim = LinkCore(store, "a" * 64, Hello("v", "s", store.epoch), trees, dialled=False, now=0.0)
+    victim = LinkCore(store, "a" * 64, Hello("s", store.epoch), trees, dialled=False, now=0.0)
     victim.start()
     reader = RecordReader()
     try:

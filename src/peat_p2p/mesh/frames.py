@@ -59,10 +59,8 @@ Version = tuple[int, int, int]
 class Hello:
     """The first frame of each side; see the proto for each field."""
 
-    node_id: str
     site: str
     epoch: bytes
-    max_frame: int = MAX_FRAME
     addresses: tuple[str, ...] = ()
     instance: bytes = b""
     optional: bool = False
@@ -120,10 +118,11 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Answers a Ping."""
+    """Answers a Ping. `current`: classes, as bits, in which the receiver's Resume named the newest."""
 
     nonce: int
     heads: Heads = ()
+    current: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +267,9 @@ def _encode_body(frame: Frame) -> bytes:
         case Ping():
             kind = Oneof(field="ping", value=pb.Ping(nonce=frame.nonce, heads=_heads(frame.heads)))
         case Pong():
-            kind = Oneof(field="pong", value=pb.Pong(nonce=frame.nonce, heads=_heads(frame.heads)))
+            kind = Oneof(
+                field="pong", value=pb.Pong(nonce=frame.nonce, heads=_heads(frame.heads), current=frame.current)
+            )
         case Goodbye():
             reason = pb.GoodbyeReason(int(frame.reason))
             kind = Oneof(field="goodbye", value=pb.Goodbye(reason=reason, detail=frame.detail[:200]))
@@ -292,10 +293,8 @@ def _encode_body(frame: Frame) -> bytes:
                 field="hello",
                 value=pb.Hello(
                     version=frame.version,
-                    node_id=frame.node_id,
                     site=frame.site,
                     epoch=frame.epoch,
-                    max_frame=frame.max_frame,
                     addresses=list(frame.addresses),
                     instance=frame.instance,
                     optional=frame.optional,
@@ -318,15 +317,12 @@ def _read_heads(cursors: list[pb.Cursor]) -> Heads:
 def _read_hello(message: pb.Hello) -> Hello:
     _check(message.version >= 1, "hello of no version")
     _check(len(message.epoch) == 16, "epoch is not 16 bytes")
-    _check(len(message.node_id) <= 64 and len(message.site) <= 256, "name too long")
+    _check(len(message.site) <= 256, "name too long")
     _check(len(message.instance) <= 16, "instance too long")
     _check(len(message.addresses) <= 16 and all(len(a) <= 300 for a in message.addresses), "too many addresses")
-    _check(message.max_frame >= 1024, "frame limit too small")
     return Hello(
-        node_id=message.node_id,
         site=message.site,
         epoch=message.epoch,
-        max_frame=message.max_frame,
         addresses=tuple(message.addresses),
         instance=message.instance,
         optional=message.optional,
@@ -435,7 +431,7 @@ _DECODERS: dict[str, Callable[..., Frame]] = {
     "batch": _read_batch,
     "ack": _read_ack,
     "ping": lambda message: Ping(message.nonce, _read_heads(message.heads)),
-    "pong": lambda message: Pong(message.nonce, _read_heads(message.heads)),
+    "pong": lambda message: Pong(message.nonce, _read_heads(message.heads), message.current),
     "goodbye": _read_goodbye,
     "summary": _read_summary,
     "purged": _read_purged,

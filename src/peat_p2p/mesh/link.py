@@ -144,6 +144,7 @@ class LinkCore:
         self.peer: Hello | None = None
         self.ended: End | None = None
         self._resumed = False
+        self._claimed: dict[int, int] = {}
         self._caught_up = False
         self._effects: list[Effect] = []
         self._began = now
@@ -180,6 +181,7 @@ class LinkCore:
 
     def resume(self, cursors: Mapping[int, int]) -> list[Effect]:
         """What is held of the database the peer's hello named (the answer to Greeted)."""
+        self._claimed = dict(cursors)
         self._send(Resume(tuple(sorted(cursors.items()))))
         return self._take()
 
@@ -256,7 +258,8 @@ class LinkCore:
                 self._move_heads(frame.heads)
                 self._send(Pong(frame.nonce, self._heads()))
             case Pong():
-                self._move_heads(frame.heads)
+                current = [(klass, seq) for klass, seq in self._claimed.items() if frame.current >> klass & 1]
+                self._move_heads((*current, *frame.heads))
             case Goodbye():
                 self._end(frame.reason, frame.detail)
             case Want():
@@ -277,12 +280,12 @@ class LinkCore:
         for lane in self.outbox.lanes:
             cursor = cursors.get(lane.klass)
             if cursor is not None and cursor <= self._store.head(lane.klass):
-                lane.held = lane.base = cursor
+                lane.held = lane.base = lane.told = cursor
             else:
                 self._compare(lane)
         self.outbox.skim()
-        if heads := self._heads():
-            self._send(Pong(0, heads))
+        current = sum(1 << lane.klass for lane in self.outbox.lanes if lane.settled and lane.told == lane.held)
+        self._send(Pong(0, self._heads(), current))
 
     def _compare(self, lane: Lane) -> None:
         """Find by summaries what the peer lacks; what changes from now on is sent meanwhile."""

@@ -79,7 +79,7 @@ class Mesh:
         self._links: dict[str, Session] = {}
         self._speaking: set[Session] = set()
         self._blocked: set[str] = set()
-        self._instance = os.urandom(8)
+        self._instance = os.urandom(4)
         self._active = True
         self._accepting = 0
         self._due = asyncio.Event()
@@ -414,7 +414,6 @@ class Mesh:
 
     def _hello(self, *, optional: bool) -> Hello:
         return Hello(
-            node_id=self._credentials.identity.node_id,
             site=self._config.site,
             epoch=self._replica.epoch,
             addresses=tuple(map(str, self._addresses())),

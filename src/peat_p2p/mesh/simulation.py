@@ -19,7 +19,7 @@ from peat_p2p.mesh.memory import MemoryStore
 from peat_p2p.mesh.pace import RECORD_OVERHEAD
 from peat_p2p.mesh.summary import VersionTree
 
-HANDSHAKE_BYTES = 1300
+HANDSHAKE_BYTES = 1400
 """What TLS costs each side of a new connection: measured by the tests of the transport."""
 
 
@@ -64,7 +64,9 @@ class End_:  # noqa: N801  (the effect has the plain name)
 class Simulation:
     """Nodes, links between them, and the clock."""
 
-    def __init__(self, seed: int, *, linger: Linger | None = None, budget: float | None = None) -> None:
+    def __init__(
+        self, seed: int, *, linger: Linger | None = None, budget: float | None = None, whole: int = 120
+    ) -> None:
         self.random = random.Random(seed)  # noqa: S311  (simulated chance)
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -74,12 +76,13 @@ class Simulation:
         self.bytes: dict[tuple[str, str], int] = {}
         self._linger = linger
         self._budget = budget
+        self._whole = whole
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
     def add(self, name: str, site: str = "") -> Node:
         """A new node with an empty store."""
-        node = Node(name, site, MemoryStore(self.random.randbytes(16)))
+        node = Node(name, site, MemoryStore(self.random.randbytes(16), whole=self._whole))
         node.trees = [VersionTree(node.store, klass) for klass in range(4)]
         self.nodes[name] = node
         return node
@@ -87,7 +90,7 @@ class Simulation:
     def wipe(self, name: str) -> None:
         """The node lost its database; its links must be cut first."""
         node = self.nodes[name]
-        node.store = MemoryStore(self.random.randbytes(16))
+        node.store = MemoryStore(self.random.randbytes(16), whole=self._whole)
         node.trees = [VersionTree(node.store, klass) for klass in range(4)]
 
     def link(self, first: str, second: str, wire: Wire = Wire()) -> None:
@@ -133,7 +136,7 @@ class Simulation:
         self.now = max(self.now, until)
 
     def _end(self, node: Node, peer: Node, wire: Wire, *, dialled: bool) -> End_:
-        hello = Hello(node.name, node.site, node.store.epoch)
+        hello = Hello(node.site, node.store.epoch)
         core = LinkCore(
             node.store,
             peer.name,

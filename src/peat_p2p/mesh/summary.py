@@ -9,6 +9,7 @@ Must not know what a part holds.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable
 
 from peat_p2p.mesh.frames import DIGEST, FANOUT, LEAF_DEPTH, MAX_NODES, Listing, Summary, Version, Want
@@ -30,8 +31,9 @@ class VersionTree:
         self._hashes: dict[Key, tuple[int, int]] = {}
         self._index: dict[int, Key] | None = None
         self._leaves: dict[int, set[Key]] = {}
-        self._levels = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
-        self._counts = [[0] * FANOUT**depth for depth in range(LEAF_DEPTH + 1)]
+        # Sparse: most nodes have few parts in most classes.
+        self._levels: list[defaultdict[int, int]] = [defaultdict(int) for _ in range(LEAF_DEPTH + 1)]
+        self._counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in range(LEAF_DEPTH + 1)]
 
     def find(self, fingerprint: int) -> Key | None:
         """The part of this name, if it is here."""
@@ -51,16 +53,16 @@ class VersionTree:
 
     def digest(self, depth: int, node: int) -> int:
         """The digest of a node; 0 if nothing is below it."""
-        return self._levels[depth][node]
+        return self._levels[depth].get(node, 0)
 
     @property
     def empty(self) -> bool:
         """Whether the class has no parts here."""
-        return not self._counts[0][0]
+        return not self._counts[0].get(0)
 
     def keys(self, depth: int, node: int) -> list[Key]:
         """The parts below a node."""
-        if not self._counts[depth][node]:
+        if not self._counts[depth].get(node):
             return []
         width = FANOUT ** (LEAF_DEPTH - depth)
         found: list[Key] = []
@@ -78,11 +80,11 @@ class VersionTree:
         if want.depth == LEAF_DEPTH or self._few(want):
             return self._listing(want)
         children = [child for node in want.nodes for child in range(node * FANOUT, (node + 1) * FANOUT)]
-        digests = tuple(self._levels[want.depth + 1][child] for child in children)
+        digests = tuple(self._levels[want.depth + 1].get(child, 0) for child in children)
         return Summary(want.klass, want.depth, want.nodes, digests)
 
     def _few(self, want: Want) -> bool:
-        return sum(self._counts[want.depth][node] for node in want.nodes) <= _LIST_BELOW * len(want.nodes)
+        return sum(self._counts[want.depth].get(node, 0) for node in want.nodes) <= _LIST_BELOW * len(want.nodes)
 
     def _listing(self, want: Want) -> Listing:
         parts: list[tuple[int, Version]] = []
