@@ -13,6 +13,7 @@ from aiohttp import web
 
 from peat_p2p.agent.http import LIST_PACKAGES, LIST_PULLED, make_application
 from peat_p2p.agent.service import Agent
+from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.client import AgentClient
 from peat_p2p.core.clock import SystemClock
 from peat_p2p.core.errors import (
@@ -29,7 +30,7 @@ from peat_p2p.wire.asgi import make_runner
 
 @contextlib.asynccontextmanager
 async def serve(agent: Agent) -> AsyncIterator[str]:
-    runner = make_runner(make_application(agent, SystemClock()))
+    runner = make_runner(make_application(agent, Upkeep(agent, SystemClock()), SystemClock()))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from peat_p2p.agent.http import make_application
 from peat_p2p.agent.service import Agent
 from peat_p2p.agent.upkeep import Upkeep, VerifyState
 from peat_p2p.client import AgentClient
+from peat_p2p.content.eviction import Watermarks
 from peat_p2p.core.clock import SystemClock
-from peat_p2p.core.errors import ConflictError, NotFoundError
+from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError
+from peat_p2p.swarm.status import Priority
 from peat_p2p.wire.asgi import make_runner
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 
@@ -27,7 +31,7 @@ def quiet(*_: object) -> None:
 
 @asynccontextmanager
 async def client_of(agent: Agent) -> AsyncIterator[AgentClient]:
-    runner = make_runner(make_application(agent, SystemClock()))
+    runner = make_runner(make_application(agent, Upkeep(agent, SystemClock()), SystemClock()))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -39,7 +43,7 @@ async def client_of(agent: Agent) -> AsyncIterator[AgentClient]:
 
 async def test_the_last_known_copy_goes_only_by_force(fleet: Any, package: Callable[..., Path], until: Any) -> None:
     async with fleet.agent("a1") as one:
-        upkeep = Upkeep(one)
+        upkeep = Upkeep(one, SystemClock())
         published = await one.publish(package(1), "app", "1.0", "any", quiet)
         async with fleet.agent("a2") as two:
             with pytest.raises(ConflictError, match="last known copy"):
@@ -61,7 +65,7 @@ async def test_the_last_known_copy_goes_only_by_force(fleet: Any, package: Calla
 
 async def test_a_pinned_package_stays(fleet: Any, package: Callable[..., Path]) -> None:
     async with fleet.agent("a1") as one:
-        upkeep = Upkeep(one)
+        upkeep = Upkeep(one, SystemClock())
         await one.publish(package(1), "app", "1.0", "any", quiet)
         await upkeep.pin(upkeep.find("app", "", ""), True)
         with pytest.raises(ConflictError, match="pinned"):
@@ -84,12 +88,12 @@ async def test_rot_is_found_and_fetched_again(fleet: Any, package: Callable[...,
             data[len(data) // 2] ^= 1
             path.write_bytes(data)
         states: list[VerifyState] = []
-        last = await Upkeep(two).verify(states.append)
+        last = await Upkeep(two, SystemClock()).verify(states.append)
         assert (last.bad, last.repairing) == (2, ("app:1.0",))
         assert last.bytes_done == last.bytes_total >= 2_400_000
         assert states[-1].bytes_done == last.bytes_done
         await until(lambda: two.facts.summary(published.manifest_digest) is not None)
-        again = await Upkeep(two).verify(quiet)
+        again = await Upkeep(two, SystemClock()).verify(quiet)
         assert (again.bad, again.repairing) == (0, ())
 
 
@@ -146,3 +150,54 @@ async def test_over_the_wire(fleet: Any, package: Callable[..., Path]) -> None:
         assert removed.freed_bytes >= 1_200_000
         collected = await client.call(lambda agent: agent.collect_garbage(pb.CollectGarbageRequest()))
         assert collected.chunks == 0
+
+
+async def test_what_a_hand_removed_is_fetched_again(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    async with fleet.agent("a1") as one:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        async with fleet.agent("a2") as two:
+            await until(lambda: any(two.view.holders(published.manifest_digest)))
+            await two.pull(two.resolve("app", "", ""), "test").wait()
+            assert await Upkeep(two, SystemClock()).mend() == ()
+        for chunk in published.index.unique_chunks[:3]:
+            two.store.chunk_path(chunk.hex).unlink()
+        async with fleet.agent("a2") as two, Upkeep(two, SystemClock()).run():
+            await until(lambda: two.store.damaged() == {})
+            await until(lambda: two.facts.summary(published.manifest_digest) is not None)
+
+
+async def test_a_full_disk_costs_one_of_two_copies_and_never_the_last(
+    fleet: Any, package: Callable[..., Path], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = Watermarks(0.9, 0.8)
+    async with fleet.agent("a1", watermarks=marks) as one, fleet.agent("a2", watermarks=marks) as two:
+        shared = await one.publish(package(1), "shared", "1.0", "any", quiet)
+        only = await one.publish(package(2), "only", "1.0", "any", quiet)
+        await until(lambda: any(two.view.holders(shared.manifest_digest)))
+        await two.pull(two.resolve("shared", "", ""), "test").wait()
+        await until(lambda: one.view.copies(shared.manifest_digest) == ["a2"])
+        rooms = [Upkeep(one, SystemClock()), Upkeep(two, SystemClock())]
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100_000_000, 80_000_000, 20_000_000))
+        assert [await room.make_room(0) for room in rooms] == [0, 0]
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100_000_000, 99_000_000, 1_000_000))
+        freed = [await room.make_room(0) for room in rooms]
+        # They decide at the same moment, in the same view, and still one of them keeps it.
+        assert min(freed) == 0
+        assert max(freed) >= 1_200_000
+        assert [a for a in (one, two) if a.facts.summary(shared.manifest_digest) is not None] != []
+        assert one.facts.summary(only.manifest_digest) is not None
+        # Off by default.
+        monkeypatch.setattr(one, "config", replace(one.config, watermarks=None))
+        assert await rooms[0].make_room(1 << 40) == 0
+
+
+async def test_priority_is_signed_with_the_package(fleet: Any, package: Callable[..., Path], until: Any) -> None:
+    async with fleet.agent("a1") as one, fleet.agent("a2") as two:
+        with pytest.raises(InvalidInputError, match="mission-critical"):
+            await one.publish(package(1), "app", "1.0", "any", quiet, "urgent")
+        published = await one.publish(package(2), "app", "1.0", "any", quiet, "mission-critical")
+        await until(lambda: any(two.view.holders(published.manifest_digest)))
+        ticket = two.pull(two.resolve("app", "", ""), "test")
+        assert ticket.transfer.priority is Priority.MISSION_CRITICAL
+        await ticket.wait()

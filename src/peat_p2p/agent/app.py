@@ -14,6 +14,7 @@ from aiohttp import web
 from peat_p2p.agent.config import AgentConfig
 from peat_p2p.agent.http import make_application
 from peat_p2p.agent.service import Agent
+from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.client import SidecarClient
 from peat_p2p.content.store import ChunkStore
 from peat_p2p.core.address import HostPort
@@ -41,12 +42,17 @@ async def open_agent(config: AgentConfig) -> AsyncIterator[Endpoints]:
             download_limit=config.download_limit,
             upload_limit=config.upload_limit,
             state_dir=config.state_root / "swarm",
+            budget=config.budget,
         )
         engine = await stack.enter_async_context(SwarmEngine.open(store, credentials, swarm, clock))
         sidecar = await stack.enter_async_context(SidecarClient(config.sidecar, token=_token(config)))
         agent = Agent(config, credentials, store, engine, sidecar, clock)
+        upkeep = Upkeep(agent, clock)
+        agent.make_room = upkeep.make_room
         await stack.enter_async_context(agent.run())
-        address = await stack.enter_async_context(_serve(make_application(agent, clock), config.node.http_listen))
+        await stack.enter_async_context(upkeep.run())
+        app = make_application(agent, upkeep, clock)
+        address = await stack.enter_async_context(_serve(app, config.node.http_listen))
         yield Endpoints(
             node_id=agent.agent_id,
             endpoint_id=credentials.identity.endpoint_id,

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peat_p2p import __version__
+from peat_p2p.content.eviction import Watermarks
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.config import LOOPBACK, NodeConfig
 from peat_p2p.core.errors import ConfigError
+from peat_p2p.swarm.budget import Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +24,9 @@ class AgentConfig:
 
     `heartbeat_interval_s` is the time between heartbeats when nothing changes; a change is pushed at once. Limits are
     bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back. A
-    package that fewer than `copies` agents in reach hold is shown as under-replicated. `sidecar_token_file` holds the
-    token of a sidecar that asks for one.
+    package that fewer than `copies` agents in reach hold is shown as under-replicated. With `watermarks`, packages
+    that others in reach hold are removed when the disk is too full; without, nothing ever is. `budget` bounds what the
+    swarm may move and when. `sidecar_token_file` holds the token of a sidecar that asks for one.
     """
 
     node: NodeConfig
@@ -39,6 +42,8 @@ class AgentConfig:
     run_mode: str = ""
     keep_deployments: int = 2
     copies: int = 2
+    watermarks: Watermarks | None = None
+    budget: Budget = field(default_factory=Budget)
     sidecar_token_file: Path | None = None
 
     def __post_init__(self) -> None:

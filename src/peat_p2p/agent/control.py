@@ -50,9 +50,9 @@ Context = RequestContext[Any, Any]
 class ControlService(PeatAgent):
     """PeatAgent on an Agent."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, upkeep: Upkeep) -> None:
         self._agent = agent
-        self._upkeep = Upkeep(agent)
+        self._upkeep = upkeep
 
     async def publish(self, request: pb.PublishRequest, _ctx: Context) -> AsyncIterator[pb.PublishProgress]:
         """Publish a path on this machine, with progress."""
@@ -62,10 +62,10 @@ class ControlService(PeatAgent):
 
         async def work(tell: Callable[[pb.PublishProgress | StoredPackage], None]) -> StoredPackage:
             def progress(phase: str, done: int, total: int) -> None:
-                step = {"read": "chunking", "torrent": "signing"}.get(phase, phase)
+                step = {"read": "chunking", "torrent": "signing", "open": "opening archives"}.get(phase, phase)
                 tell(pb.PublishProgress(step=step, bytes_done=done, bytes_total=total))
 
-            return await self._agent.publish(Path(request.path), name, version, arch, progress)
+            return await self._agent.publish(Path(request.path), name, version, arch, progress, request.priority)
 
         package: StoredPackage | None = None
         async with contextlib.aclosing(follow(work)) as states:

@@ -18,6 +18,7 @@ from aiohttp import web
 from peat_p2p.agent.control import ControlService
 from peat_p2p.agent.documents import REGISTRY
 from peat_p2p.agent.service import Agent
+from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.core.clock import Clock
 from peat_p2p.fleet.holdings import PullStatus
 from peat_p2p.wire.asgi import mount
@@ -31,14 +32,14 @@ DEPLOYED = 1
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_application(agent: Agent, clock: Clock) -> web.Application:
+def make_application(agent: Agent, upkeep: Upkeep, clock: Clock) -> web.Application:
     """The application with everything the agent answers."""
     app = web.Application(middlewares=[_guard])
     face = _Face(agent, clock)
     app.router.add_get("/status", face.status)
     app.router.add_post(LIST_PACKAGES, face.list_packages)
     app.router.add_post(LIST_PULLED, face.list_pulled)
-    mount(app, PeatAgentASGIApplication(ControlService(agent), interceptors=[ErrorInterceptor()]))
+    mount(app, PeatAgentASGIApplication(ControlService(agent, upkeep), interceptors=[ErrorInterceptor()]))
     return app
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from peat_p2p.agent.pusher import Sidecar, SidecarLink
 from peat_p2p.agent.reports import Key, ReportBook, next_beat
 from peat_p2p.agent.runner import CommandRunner
 from peat_p2p.agent.threads import Stopper, in_thread
-from peat_p2p.agent.transfers import Ticket, Transfers
+from peat_p2p.agent.transfers import PRIORITIES, PRIORITY, Ticket, Transfers
 from peat_p2p.agent.view import FleetView, KnownManifest
-from peat_p2p.content.manifest import WrongManifestError, open_manifest
+from peat_p2p.content.manifest import Manifest, WrongManifestError, open_manifest
 from peat_p2p.content.materialize import materialize
 from peat_p2p.content.publish import publish
 from peat_p2p.content.store import ChunkStore, StoredPackage
@@ -92,6 +92,7 @@ class Agent:
             clock=clock,
             on_change=self._tell,
             on_complete=self._arrived,
+            make_room=self._make_room,
         )
         self.runner = CommandRunner(
             agent_id=self.agent_id,
@@ -105,6 +106,7 @@ class Agent:
             on_report=self.link.due,
         )
         self._deploying = asyncio.Lock()
+        self.make_room: Callable[[int], Awaitable[int]] | None = None  # set by who looks after the store
         self._unannounced = asyncio.Event()
         self._revoked = asyncio.Event()
 
@@ -194,6 +196,9 @@ class Agent:
         self.transfers.history.forget(digest)
         self.book.unwant(Key(MANIFESTS, manifest_id(digest)))
         self._tell()
+
+    async def _make_room(self, manifest: Manifest) -> bool:
+        return self.make_room is not None and await self.make_room(manifest.total_bytes) > 0
 
     def repair(self, digest: str, envelope: dict[str, Any]) -> None:
         """A package lost chunks: it is not held whole any more, and what is missing is fetched again."""
@@ -345,10 +350,14 @@ class Agent:
         version: str,
         arch: str,
         progress: Callable[[str, int, int], None],
+        priority: str = "",
     ) -> StoredPackage:
         """Chunk, sign, store, seed and announce a package. `progress` is called from a thread."""
         if not source.is_absolute():
             raise InvalidInputError(f"path {str(source)!r} must be absolute")
+        if priority and priority not in PRIORITIES:
+            raise InvalidInputError(f"priority {priority!r} is none of {', '.join(PRIORITIES)}")
+        annotations = {PRIORITY: priority} if priority else None
         for summary in self.store.find(name, version, arch):
             log.warning("%s is published again; the one of %d stays too", summary.manifest.reference, summary.added)
 
@@ -358,7 +367,8 @@ class Agent:
                 progress(phase, done, total)
 
             build = torrent_builder(self.store, self._credentials.ca_pem)
-            return publish(source, name, version, arch, self.store, self._credentials, build, self._clock, report)
+            who, clock = self._credentials, self._clock
+            return publish(source, name, version, arch, self.store, who, build, clock, report, annotations)
 
         package = await in_thread(work)
         await self.engine.seed(package)

@@ -11,24 +11,36 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peat_p2p.agent.history import EndedTransfer, TransferHistory
 from peat_p2p.agent.view import Changes
-from peat_p2p.content.manifest import Manifest
+from peat_p2p.content.manifest import Manifest, unverified_payload
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock
-from peat_p2p.core.errors import PeatError, UnavailableError
+from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError
 from peat_p2p.swarm.engine import SwarmEngine
 from peat_p2p.swarm.peers import PeerSource
-from peat_p2p.swarm.status import TransferCancelledError, TransferState, TransferStatus
+from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
 from peat_p2p.swarm.transfer import Transfer
 
 log = logging.getLogger(__name__)
+
+PRIORITY = "priority"  # the annotation of a manifest that says how much the package matters
+PRIORITIES = {
+    "background": Priority.BACKGROUND,
+    "support": Priority.SUPPORT,
+    "mission-critical": Priority.MISSION_CRITICAL,
+}
+
+
+def priority_of(manifest: Manifest) -> Priority:
+    """How much a package matters, as its publisher signed it."""
+    return PRIORITIES.get(manifest.annotations.get(PRIORITY, ""), Priority.SUPPORT)
 
 
 @dataclass(slots=True)
@@ -81,7 +93,7 @@ class Transfers:
     """Wishes and the transfers that fulfil them.
 
     `on_change()` is called when a transfer begins, changes its state or ends; `on_complete(package)` before a waiting
-    wish learns of it.
+    wish learns of it; `make_room(manifest)` when the disk is too full for one: it says whether to try again.
     """
 
     def __init__(
@@ -93,12 +105,14 @@ class Transfers:
         clock: Clock,
         on_change: Callable[[], None],
         on_complete: Callable[[StoredPackage], None],
+        make_room: Callable[[Manifest], Awaitable[bool]],
     ) -> None:
         self._engine = engine
         self._peers = peers
         self._folder = folder
         self._on_change = on_change
         self._on_complete = on_complete
+        self._make_room = make_room
         self._clock = clock
         self.history = TransferHistory(folder / "ended")
         self._tickets: dict[str, Ticket] = {}
@@ -159,7 +173,7 @@ class Transfers:
     def _begin(self, envelope: dict[str, Any], wishes: set[str]) -> Ticket:
         if self._group is None:
             raise UnavailableError("the agent is stopping")
-        transfer = self._engine.fetch(envelope, self._peers)
+        transfer = self._fetch(envelope)
         known = self._tickets.get(transfer.manifest_digest)
         if known is not None and known.transfer is transfer and not known.ended:
             return known
@@ -169,8 +183,16 @@ class Transfers:
         self._on_change()
         return ticket
 
+    def _fetch(self, envelope: dict[str, Any]) -> Transfer:
+        try:
+            # Only to know how much it matters; the engine verifies it.
+            priority = priority_of(Manifest.from_payload(unverified_payload(envelope)))
+        except PeatError:
+            priority = Priority.SUPPORT
+        return self._engine.fetch(envelope, self._peers, priority=priority)
+
     async def _drive(self, ticket: Ticket) -> None:
-        what = ticket.manifest.reference
+        what, tried_room = ticket.manifest.reference, False
         while True:
             try:
                 await self._watch(ticket)
@@ -179,9 +201,15 @@ class Transfers:
                 if self._group is not None and ticket.wishes:
                     # The last one to let go stopped it just before this ticket was taken: begin anew.
                     await asyncio.sleep(0)
-                    ticket.transfer = self._engine.fetch(ticket.envelope, self._peers)
+                    ticket.transfer = self._fetch(ticket.envelope)
                     continue
                 ticket.error = ticket.stopped or error
+            except ExhaustedError as error:
+                if not tried_room and await self._make_room(ticket.manifest):
+                    tried_room = True
+                    ticket.transfer = self._fetch(ticket.envelope)
+                    continue
+                ticket.error = error
             except PeatError as error:
                 ticket.error = error
             break

@@ -18,9 +18,16 @@ from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 @click.option("--name", required=True, help="The package's name: letters, digits, '.', '_' and '-'.")
 @click.option("--version", required=True, help="Its version, such as 1.4.2.")
 @click.option("--arch", default="any", show_default=True, help="What it runs on, such as amd64 or arm64.")
+@click.option(
+    "--priority",
+    type=click.Choice(("mission-critical", "support", "background")),
+    default="support",
+    show_default=True,
+    help="How much it matters: agents fetch what matters more first.",
+)
 @json_option
 @place_options
-def publish(path: Path, name: str, version: str, arch: str, as_json: bool, place: Place) -> None:
+def publish(path: Path, name: str, version: str, arch: str, priority: str, as_json: bool, place: Place) -> None:
     """Publish the file or folder PATH as a package.
 
     The node's agent cuts it into chunks, signs its manifest (the node's certificate needs the role publisher), offers
@@ -30,7 +37,8 @@ def publish(path: Path, name: str, version: str, arch: str, as_json: bool, place
     peat publish ./build --name app --version 1.0
     peat publish image.tar --name os --version 12.5 --arch arm64
     """
-    package = run(_publish(place, path.absolute(), name, version, arch, quiet=as_json))
+    request = pb.PublishRequest(path=str(path.absolute()), name=name, version=version, arch=arch, priority=priority)
+    package = run(_publish(place, request, quiet=as_json))
     if as_json:
         print_json(package_json(package))
         return
@@ -42,10 +50,11 @@ def publish(path: Path, name: str, version: str, arch: str, as_json: bool, place
     click.echo(f"fetch it on another node: peat pull {package.name}:{package.version}")
 
 
-async def _publish(place: Place, path: Path, name: str, version: str, arch: str, *, quiet: bool) -> pb.Package:
+async def _publish(place: Place, request: pb.PublishRequest, *, quiet: bool) -> pb.Package:
     async with place.agent() as agent:
-        with TransferBar(f"{name}:{version}", quiet=quiet) as bar:
-            async with contextlib.aclosing(agent.publish(str(path), name, version, arch)) as messages:
+        with TransferBar(f"{request.name}:{request.version}", quiet=quiet) as bar:
+            stream = agent.stream(lambda stub: stub.publish(request))
+            async with contextlib.aclosing(stream) as messages:
                 async for message in messages:
                     if message.done is not None:
                         return message.done
