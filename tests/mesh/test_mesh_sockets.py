@@ -159,7 +159,7 @@ async def test_a_black_holed_peer_times_out(fleet: Any, until: Any) -> None:
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with fleet.node("a") as a, fleet.node("b", connect_timeout=0.3) as b:
+    async with fleet.node("a") as a, fleet.node("b", handshake_timeout=0.3) as b:
         b.mesh.connect_peer(a.endpoint_id, [f"127.0.0.1:{port}"])
         await until(lambda: b.mesh.peers()[0].reason)
         assert "no answer" in b.mesh.peers()[0].reason

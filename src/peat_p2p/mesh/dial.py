@@ -1,8 +1,9 @@
 """When to call which peer.
 
-Owns the retry of each peer: exponential backoff with jitter, capped, for ever. Keeps the rule that one unreachable peer
-costs one attempt per backoff interval and that a change of network or a wish of the user is tried at once. Time and
-randomness are arguments. Must not open sockets.
+Owns the retry of each peer: exponential backoff with jitter, capped, for ever. Keeps the rules that one unreachable
+peer costs one attempt per backoff interval, that a peer whose link was lost within the last hour is tried every few
+seconds (a partition that heals shall not wait for a long pause to end), and that a change of network or a wish of the
+user is tried at once. Time and randomness are arguments. Must not open sockets.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
+LONGEST_RETRY_RECENT = 3.0
+RECENT = 3600.0
 STABLE_AFTER = 10.0
 
 
@@ -40,6 +43,7 @@ class Target:
     busy: bool = False
     turn: int = 0
     reason: str = ""
+    lost_at: float | None = None
 
     def address(self) -> HostPort:
         """The address whose turn it is."""
@@ -120,6 +124,7 @@ class Dialer:
         if (target := self._targets.get(endpoint_id)) is not None:
             if lasted >= STABLE_AFTER:
                 target.failures = 0
+                target.lost_at = now
             target.reason = reason
             self._back_off(target, now)
 
@@ -134,6 +139,8 @@ class Dialer:
 
     def _back_off(self, target: Target, now: float) -> None:
         target.busy = False
-        ceiling = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(target.failures, 16))
+        recent = target.lost_at is not None and now - target.lost_at < RECENT
+        longest = LONGEST_RETRY_RECENT if recent else LONGEST_RETRY
+        ceiling = min(longest, FIRST_RETRY * 2.0 ** min(target.failures, 16))
         target.failures += 1
         target.next_attempt = now + ceiling * self._random.uniform(0.5, 1.0)

@@ -20,7 +20,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConfigError, PeatError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Change, Document, Lagged, SnapshotComplete
-from peat_p2p.mesh.dial import Dialer, Source
+from peat_p2p.mesh.dial import LONGEST_RETRY_RECENT, RECENT, Dialer, Source
 from peat_p2p.mesh.topology import Member, Plan, Topology
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.revocation import RevocationSet
@@ -67,6 +67,7 @@ class Neighbours:
         self._found: dict[str, Known] = {}
         self._revoking: dict[str, Mapping[str, object]] = {}
         self._avoid: dict[str, tuple[float, float]] = {}
+        self._linked: dict[str, float] = {}
         self._topology: Topology | None = None
         self._wished: dict[str, Source] = {}
         self._settled = False
@@ -128,12 +129,15 @@ class Neighbours:
         """A node of the plan was called in vain: leave it alone for a while."""
         if endpoint_id in self._wished:
             _, last = self._avoid.get(endpoint_id, (0.0, _AVOID_FIRST / 2))
-            pause = min(_AVOID_LONGEST, 2.0 * last)
-            until = self._clock.monotonic() + pause * self._random.uniform(0.7, 1.3)
+            now = self._clock.monotonic()
+            recent = now - self._linked.get(endpoint_id, float("-inf")) < RECENT
+            pause = min(LONGEST_RETRY_RECENT if recent else _AVOID_LONGEST, 2.0 * last)
+            until = now + pause * self._random.uniform(0.7, 1.3)
             self._avoid[endpoint_id] = (until, pause)
 
     def linked(self, endpoint_id: str) -> None:
         """A link is up: the node is not to be avoided."""
+        self._linked[endpoint_id] = self._clock.monotonic()
         self._avoid.pop(endpoint_id, None)
 
     def network_changed(self) -> None:

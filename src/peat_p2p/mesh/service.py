@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
@@ -24,17 +23,17 @@ from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
 from peat_p2p.mesh.discovery import Found, announce, local_addresses
-from peat_p2p.mesh.frames import CLASSES, Goodbye, Hello, Reason, encode_frame
+from peat_p2p.mesh.door import Door
+from peat_p2p.mesh.frames import CLASSES, Hello, Reason
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
-from peat_p2p.mesh.tls import RefusedError, TlsStream, contexts
+from peat_p2p.mesh.tls import TlsStream
 from peat_p2p.mesh.topology import MAX_LINKS, Member, Plan
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
-from peat_p2p.trust.credentials import NodeCredentials, peer_identity
-from peat_p2p.trust.errors import RevokedError
+from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +80,7 @@ class Mesh:
         self._blocked: set[str] = set()
         self._instance = os.urandom(4)
         self._active = True
+        self._budget = config.link_budget
         self._accepting = 0
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -89,8 +89,7 @@ class Mesh:
         self._past_received = 0
         self._address = config.listen
         self._names: dict[str, tuple[str, str]] = {}
-        self._server_context, self._client_context = contexts(credentials)
-        self._tls_sessions: dict[str, ssl.SSLSession] = {}
+        self._door = Door(credentials, config, clock, lambda: self._neighbours.revoked)
 
     @classmethod
     @asynccontextmanager
@@ -192,6 +191,13 @@ class Mesh:
         self._neighbours.network_changed()
         self._dialer.network_changed(self._clock.monotonic())
         self._members_changed()
+
+    def set_link_budget(self, budget: float | None) -> None:
+        """Change the byte budget of links to other sites, from now on."""
+        self._budget = budget
+        for link in self._links.values():
+            self._set_budget(link)
+            link.wake()
 
     def close_links(self, refused: Callable[[Identity], bool], detail: str) -> int:
         """End the links to every peer that `refused` names (for instance: its certificate was revoked)."""
@@ -301,10 +307,9 @@ class Mesh:
         began = self._clock.monotonic()
         address = target.address()
         try:
-            async with asyncio.timeout(self._config.connect_timeout):
-                stream, identity = await self._connect(address, target.endpoint_id)
+            stream, identity = await self._door.call(address, target.endpoint_id)
         except TimeoutError:
-            reason = f"{address}: no answer within {self._config.connect_timeout:.0f} s"
+            reason = f"{address}: no answer in time"
         except OSError as error:
             reason = f"{address}: {error.strerror or error}"
         except PeatError as error:
@@ -326,23 +331,6 @@ class Mesh:
                 self._neighbours.failed(endpoint_id)
         self._members_changed()
 
-    async def _connect(self, address: HostPort, endpoint_id: str) -> tuple[TlsStream, Identity]:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        session = self._tls_sessions.get(endpoint_id)
-        stream = TlsStream(reader, writer, self._client_context, server_side=False, session=session)
-        try:
-            await stream.handshake()
-            identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
-            self._neighbours.revoked.check_identity(identity)
-            if identity.endpoint_id != endpoint_id:
-                raise RefusedError(
-                    f"the node there is {identity.node_id} with endpoint id {identity.endpoint_id}, not {endpoint_id}"
-                )
-        except BaseException:
-            stream.abort()
-            raise
-        return stream, identity
-
     # -- accepting ---------------------------------------------------------------------------------------------------
 
     def _incoming(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -353,25 +341,13 @@ class Mesh:
         self._spawn(self._accept(reader, writer), "mesh accept")
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = TlsStream(reader, writer, self._server_context, server_side=True)
-        remote = writer.get_extra_info("peername")
         try:
-            async with asyncio.timeout(self._config.connect_timeout):
-                await stream.handshake()
-                identity = peer_identity(stream.ssl_object, self._credentials.anchor, self._clock.wall())
-                self._neighbours.revoked.check_identity(identity)
-        except (TimeoutError, OSError, PeatError) as error:
-            _LOG.info("refused a connection from %s: %s", remote, error)
-            if isinstance(error, RevokedError):  # TLS was content with it: so tell the other side in our own words
-                stream.send(encode_frame(Goodbye(Reason.REFUSED, str(error))))
-            # closing at once could destroy the alert that tells the other side why
-            await stream.close()
-            return
-        except BaseException:
-            stream.abort()
-            raise
+            opened = await self._door.answer(reader, writer)
         finally:
             self._accepting -= 1
+        if opened is None:
+            return
+        stream, identity = opened
         reason = await self._speak(stream, identity, dialled=False)
         self._settle(identity.endpoint_id, reason, _IDLE)
 
@@ -386,7 +362,7 @@ class Mesh:
             self._trees,
             dialled=dialled,
             now=self._clock.monotonic(),
-            budget=self._config.link_budget,
+            budget=self._budget,
         )
         session = Session(core, stream, self._sink, identity, self._clock, self._admit, self._relay, dialled=dialled)
         session.optional = optional
@@ -400,8 +376,8 @@ class Mesh:
             _LOG.exception("the link to %s failed", identity)
             reason = "internal error, see the log"
         finally:
-            if dialled and (tls_session := stream.session) is not None:
-                self._tls_sessions[identity.endpoint_id] = tls_session
+            if dialled:
+                self._door.keep(identity.endpoint_id, stream)
             stream.abort()
             self._speaking.discard(session)
             self._quiet.set()
@@ -446,6 +422,7 @@ class Mesh:
                 return Reason.DUPLICATE, "another link is kept"
             self._end(other, Reason.DUPLICATE, "another link is kept")
         self._links[peer] = session
+        self._set_budget(session)
         self._dialer.linked(peer)
         self._neighbours.linked(peer)
         self._names[peer] = (session.identity.node_id, hello.site)
@@ -457,6 +434,10 @@ class Mesh:
         for link in self._links.values():
             if link is not session:
                 self._spawn(self._quietly(link.purged(floors)), "mesh purged")
+
+    def _set_budget(self, session: Session) -> None:
+        near = session.hello is not None and session.hello.site == self._config.site != ""
+        session.core.pacer.budget = None if near else self._budget
 
     def _preferred(self, session: Session) -> bool:
         own = self._credentials.identity.endpoint_id

@@ -14,7 +14,8 @@ from peat_p2p.core.address import HostPort, PeerAddress
 class MeshConfig:
     """How a node takes part in the mesh.
 
-    `link_budget`: bytes per second that may be sent over one link, everything counted; None: as the link allows.
+    `link_budget`: bytes per second that may be sent over one link to another site, everything counted; None: as the
+    link allows. Links within a named site are not limited by it.
     `advertise`: addresses told to others in place of those found on this machine. `topology`: whether to link with
     members learned from documents and multicast, as the topology plans; else only configured peers are dialled.
     """
@@ -26,6 +27,7 @@ class MeshConfig:
     link_budget: float | None = None
     advertise: tuple[HostPort, ...] = ()
     connect_timeout: float = 10.0
+    handshake_timeout: float = 30.0
     topology: bool = True
 
 

@@ -1,0 +1,88 @@
+"""Backoff: capped, jittered, for ever; quick for what was linked lately; at once when asked."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.mesh.dial import LONGEST_RETRY, LONGEST_RETRY_RECENT, Dialer, Source
+
+PEER = "a" * 64
+ADDRESS = HostPort("192.0.2.1", 7000)
+
+
+def attempts(dialer: Dialer, begin: float, end: float) -> list[float]:
+    """Let every attempt fail at once; the times of the attempts."""
+    times = []
+    now = begin
+    while (deadline := dialer.next_deadline()) is not None and deadline <= end:
+        now = max(now, deadline)
+        for target in dialer.due(now):
+            times.append(now)
+            dialer.failed(target.endpoint_id, "refused", now)
+    return times
+
+
+def test_pauses_grow_to_the_cap_and_never_end() -> None:
+    dialer = Dialer(random.Random(1))
+    dialer.wish(PEER, [ADDRESS], Source.CONFIGURED, 0.0)
+    times = attempts(dialer, 0.0, 7200.0)
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert pauses[0] <= 0.5
+    assert max(pauses) <= LONGEST_RETRY
+    assert min(pauses[10:]) >= LONGEST_RETRY / 2
+    assert len(set(pauses[10:])) > 20, "jitter"
+    assert times[-1] > 7100.0
+
+
+def test_a_peer_lost_lately_is_tried_every_few_seconds_and_later_seldom() -> None:
+    dialer = Dialer(random.Random(2))
+    dialer.wish(PEER, [ADDRESS], Source.CONFIGURED, 0.0)
+    dialer.due(0.0)
+    dialer.ended(PEER, "silent", 100.0, 100.0)
+    times = attempts(dialer, 100.0, 9000.0)
+    early = [b - a for a, b in itertools.pairwise(times) if b < 3600.0]
+    late = [b - a for a, b in itertools.pairwise(times) if a > 5000.0]
+    assert max(early) <= LONGEST_RETRY_RECENT
+    assert min(late) >= LONGEST_RETRY / 2
+
+
+def test_a_new_address_or_a_changed_network_is_tried_at_once() -> None:
+    dialer = Dialer(random.Random(3))
+    dialer.wish(PEER, [ADDRESS], Source.MDNS, 0.0)
+    attempts(dialer, 0.0, 500.0)
+    assert not dialer.due(500.0)
+    dialer.wish(PEER, [ADDRESS], Source.MDNS, 500.0)
+    assert not dialer.due(500.0), "the same address again changes nothing"
+    dialer.network_changed(500.0)
+    assert dialer.due(500.0)
+    dialer.failed(PEER, "refused", 500.0)
+    moved = HostPort("192.0.2.2", 7000)
+    dialer.wish(PEER, [moved], Source.MDNS, 500.0)
+    [target] = dialer.due(500.0)
+    assert target.address() == moved
+
+
+def test_a_peer_is_wanted_until_its_last_reason_is_gone() -> None:
+    dialer = Dialer(random.Random(4))
+    dialer.wish(PEER, [ADDRESS], Source.MDNS, 0.0)
+    dialer.wish(PEER, [HostPort("192.0.2.9", 1)], Source.CONFIGURED, 0.0)
+    dialer.unwish(PEER, Source.MDNS)
+    target = dialer.get(PEER)
+    assert target is not None
+    assert list(target.addresses) == [HostPort("192.0.2.9", 1)]
+    dialer.unwish(PEER, Source.CONFIGURED)
+    assert dialer.get(PEER) is None
+    assert dialer.next_deadline() is None
+
+
+def test_addresses_take_turns() -> None:
+    dialer = Dialer(random.Random(5))
+    dialer.wish(PEER, [ADDRESS, HostPort("192.0.2.2", 1)], Source.API, 0.0)
+    seen = set()
+    for now in range(0, 600, 60):
+        for target in dialer.due(float(now)):
+            seen.add(target.address())
+            dialer.failed(PEER, "refused", float(now))
+    assert len(seen) == 2
