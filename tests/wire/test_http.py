@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import json
 import logging
+import socket
 import time
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from connectrpc.protocol import ProtocolType
 from pyqwest import Client as HttpClient
 
 from peat_p2p.core.errors import ConfigError, InvalidInputError, UnavailableError
+from peat_p2p.wire import transport as transport_module
 from peat_p2p.wire.asgi import make_runner, mount
 from peat_p2p.wire.auth import BearerInterceptor
 from peat_p2p.wire.errors import ErrorInterceptor, cancellation_in
@@ -321,6 +323,16 @@ async def test_a_write_to_a_caller_that_left_is_no_error_of_ours(caplog):
     gone = ClientConnectionResetError("Cannot write to closing transport")
     await ErrorInterceptor().on_end(None, SimpleNamespace(method=SimpleNamespace(name="X")), gone)
     assert not caplog.records
+
+
+async def test_a_tcp_connection_notices_a_dead_peer(server, monkeypatch):
+    opened = []
+    original = transport_module._watched_socket
+    monkeypatch.setattr(transport_module, "_watched_socket", lambda at: opened.append(original(at)) or opened[-1])
+    async with client(PeatNodeClient, server) as node:
+        await node.get_node(GetNodeRequest())
+        assert opened[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert opened[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
 
 
 async def test_response_metadata_still_works_through_the_transport(server):

@@ -45,7 +45,6 @@ class _Context(ASGIContext):
             self._body_ended = True
         return message
 
-
     async def on_send_response_start(self, payload: dict[str, Any]) -> None:
         response = web.StreamResponse(status=payload["status"])
         for name, value in payload.get("headers", ()):

@@ -6,6 +6,7 @@ sockets. It must not know services or retry anything.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -18,6 +19,8 @@ from yarl import URL
 from peat_p2p.core.errors import ConfigError, UnavailableError
 
 CONNECT_SECONDS = 5.0
+# Asked after 20 s of silence, every 5 s, and given up on after 5 times.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 5))
 _HTTP_SCHEMES = ("http", "https")
 
 
@@ -53,7 +56,9 @@ class AiohttpTransport:
         if self._path:
             connector = aiohttp.UnixConnector(self._path, limit=0)
         else:
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls if self._tls is not None else True)
+            connector = aiohttp.TCPConnector(
+                limit=0, ssl=self._tls if self._tls is not None else True, socket_factory=_watched_socket
+            )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self
@@ -102,6 +107,16 @@ class _Body:
 
     async def aclose(self) -> None:
         self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices a dead peer: a subscription that is silent for hours would otherwise wait for ever."""
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
 
 
 def _explain(error: Exception) -> str:
