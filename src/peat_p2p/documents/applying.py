@@ -61,19 +61,22 @@ class Gate:
         self._authority = authority
         self._limits = limits
         self._memory = memory
+        self._meeting = ""
         # Called when a part this node signed comes in that this database does not have.
         self.on_own: Callable[[PartKey], None] = lambda key: None
 
-    def apply(self, update: Update, source: str, now: float) -> Outcome:
-        """Stage the update if it is new and good. `source` is the peer it came from."""
+    def apply(self, update: Update, source: str, now: float, meeting: str = "") -> Outcome:
+        """Stage the update if it is new and good. `source` is the peer it came from, `meeting` names the link with
+        it."""
         key = update.key
+        self._meeting = meeting or source
         if isinstance(update, CertificateUpdate):
-            return self._certificate(update, source)
+            return self._certificate(update)
         current = self._shelf.newest(key)
         if isinstance(update, BeatUpdate):
             if current is None:
                 return Outcome(Verdict.NEED_FULL, key)
-            return self._beat(current, update.beat, source, now)
+            return self._beat(current, update.beat, now)
         if reason := self._bad_form(update):
             return Outcome(Verdict.REJECTED, key, reason)
         if current is not None:
@@ -81,20 +84,20 @@ class Gate:
             if theirs < ours:
                 return Outcome(Verdict.STALE, key)
             if theirs == ours and (update.since or update.signature == current.signature):
-                return self._same(current, update, source, now)
+                return self._same(current, update, now)
         return self._part(current, update, source, now)
 
-    def _same(self, current: Part, update: PartUpdate, source: str, now: float) -> Outcome:
+    def _same(self, current: Part, update: PartUpdate, now: float) -> Outcome:
         if update.beat is None or (current.beat is not None and update.beat.position <= current.beat.position):
-            self._shelf.note_peer(current.key, source)
+            self._shelf.note_peer(current.key, self._meeting)
             return Outcome(Verdict.STALE, current.key)
-        return self._beat(current, update.beat, source, now)
+        return self._beat(current, update.beat, now)
 
-    def _beat(self, current: Part, beat: Beat, source: str, now: float) -> Outcome:
+    def _beat(self, current: Part, beat: Beat, now: float) -> Outcome:
         key = current.key
         if current.beat is not None and beat.position <= current.beat.position:
             if beat == current.beat:
-                self._shelf.note_peer(key, source)
+                self._shelf.note_peer(key, self._meeting)
             return Outcome(Verdict.STALE, key)
         # The last one shown is of the present anchor, so following the chain from there is enough (and is short).
         if current.beat is not None:
@@ -105,7 +108,9 @@ class Gate:
         if not good:
             # Of an anchor we do not have yet, most likely.
             return Outcome(Verdict.NEED_FULL, key)
-        self._shelf.stage(replace(current, beat=beat, seq=self._shelf.next_seq(), accepted=int(now), peers=(source,)))
+        self._shelf.stage(
+            replace(current, beat=beat, seq=self._shelf.next_seq(), accepted=int(now), peers=(self._meeting,))
+        )
         return Outcome(Verdict.APPLIED, key)
 
     def _part(self, current: Part | None, update: PartUpdate, source: str, now: float) -> Outcome:
@@ -134,7 +139,7 @@ class Gate:
         same = current is not None and (current.generation, current.version) == (update.generation, update.version)
         # The same version signed twice: if the contents differ the writer lied, and any fixed choice is as good.
         if current is not None and same and said <= canonical(key, current.generation, before):
-            return self._same(current, update, source, now)
+            return self._same(current, update, now)
         if reason := self._not_allowed(certificate.identity, key, content, before, now):
             return Outcome(Verdict.REJECTED, key, POLICY + reason)
         beat = self._kept_beat(current, before, content, update.beat)
@@ -154,7 +159,7 @@ class Gate:
                 seq=seq,
                 content_seq=seq,
                 accepted=int(now),
-                peers=(source,),
+                peers=(self._meeting,),
                 marks=current.older_marks() if current is not None and same_line else (),
             )
         )
@@ -164,7 +169,7 @@ class Gate:
             self.on_own(key)
         return Outcome(Verdict.APPLIED, key)
 
-    def _certificate(self, update: CertificateUpdate, source: str) -> Outcome:
+    def _certificate(self, update: CertificateUpdate) -> Outcome:
         key = update.key
         known = self._shelf.newest_certificate(key.origin)
         if known is not None and known.identity.certificate == update.certificate:
@@ -177,7 +182,7 @@ class Gate:
             return Outcome(Verdict.REJECTED, key, f"a certificate of {identity.node_id} came as another's")
         if known is not None and _age(known.identity) >= _age(identity):
             return Outcome(Verdict.STALE, key)
-        self._shelf.stage_certificate(Certificate(identity, self._shelf.next_seq(), (source,)))
+        self._shelf.stage_certificate(Certificate(identity, self._shelf.next_seq(), (self._meeting,)))
         return Outcome(Verdict.APPLIED, key)
 
     def _bad_form(self, update: PartUpdate) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from peat_p2p.documents.content import Content
 from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, CollectionRule
+from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, CollectionRule, is_reserved
 from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.stamps import stamp_at, stamp_time
 from peat_p2p.documents.types import PartKey
@@ -43,7 +43,8 @@ class Compactor:
         own = others = 0
         for part in self._shelf.parts():
             if part.key.origin == me:
-                own = max(own, part.version)
+                # What this node writes by itself, such as its beacons, follows its clock and proves nothing.
+                own = own if is_reserved(part.key.collection) else max(own, part.version)
             else:
                 others = max(others, part.version)
         vouched = others or own
@@ -88,6 +89,8 @@ class Compactor:
             for collection in beacons:
                 self._remove([part.key for part in self._shelf.writers(collection, origin).values()])
             self._shelf.staged.certificates[origin] = None
+            for epoch, klass in self._shelf.cursor_peers().get(origin, {}):
+                self._shelf.staged.cursors[origin, epoch, klass] = None
             for writer, klass in self._shelf.covers:
                 if writer[0] == origin:
                     self._shelf.staged.covers[writer, klass] = None

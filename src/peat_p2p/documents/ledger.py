@@ -46,6 +46,8 @@ class Ledger:
         self.shelf = Shelf(rules, judge)
         judge.identity_of = self.shelf.identity_of
         self._random = random
+        self._met: dict[str, str] = {}
+        self._meetings = 0
         self._stamps = StampClock()
         self.desk = Desk(self.shelf, authority, judge, limits, self._stamps, random, chain_length)
         self.horizon = Horizon(self.shelf, self._own_writer, self._stamps)
@@ -79,9 +81,19 @@ class Ledger:
             self.shelf.stage_certificate(Certificate(me, self.shelf.next_seq()))
         self.desk.beacons(now)
 
+    def meet(self, peer: str, epoch: bytes) -> dict[int, int]:
+        """A link to `peer` begins: how far we have the classes of its database `epoch`.
+
+        What it was known to have before counts no more: it may come back with an older database, or none.
+        """
+        self._meetings += 1
+        self._met[peer] = f"{peer} {self._meetings}"
+        return self.shelf.cursors(peer, epoch)
+
     def changed_since(self, klass: int, seq: int, limit: int, peer: str = "") -> list[tuple[int, PartKey]]:
         """Up to `limit` keys of what changed after `seq`, oldest change first; not what `peer` is known to have."""
         found: list[tuple[int, PartKey]] = []
+        peer = self._met.get(peer, peer)
         for number, key, peers in self.shelf.changed_since(klass, seq):
             if peer not in peers:
                 found.append((number, key))
@@ -95,10 +107,12 @@ class Ledger:
 
     def apply(self, update: Update, source: str, now: float) -> Outcome:
         """Stage what a peer sent, if it is new and good."""
-        return self.gate.apply(update, source, now)
+        return self.gate.apply(update, source, now, self._met.get(source, source))
 
     def move(self, cursor: CursorMove) -> None:
-        """Stage how far we have what a peer holds."""
+        """Stage how far we have what a peer holds; its earlier databases are gone."""
+        for epoch, klass in self.shelf.other_cursors(cursor.peer, cursor.epoch):
+            self.shelf.staged.cursors[cursor.peer, epoch, klass] = None
         self.shelf.staged.cursors[cursor.peer, cursor.epoch, cursor.klass] = cursor.seq
 
     def tend(self, now: float) -> None:

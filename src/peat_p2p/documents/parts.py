@@ -26,8 +26,8 @@ class Part:
     """What this replica has of one part.
 
     `seq` is the number of the local change that brought it here, `content_seq` of the one that last changed what is
-    signed (a proof of life does not). `peers` have this state as far as we know, `marks` are (content_seq, operations)
-    of earlier states; both are only in memory.
+    signed (a proof of life does not). `peers` name the links at whose other end this state is too, `marks` are
+    (content_seq, operations) of earlier states; both are only in memory.
     """
 
     key: PartKey

@@ -270,8 +270,8 @@ class Replica:
         return outcomes
 
     def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
-        """By class, how far we have what the database `epoch` of a peer holds."""
-        return self._shelf.cursors(peer, epoch)
+        """By class, how far we have what the database `epoch` of a peer holds. Ask when a link begins, once."""
+        return self._ledger.meet(peer, epoch)
 
     async def put_reserved(self, collection: str, fields: Mapping[str, str]) -> None:
         """Merge fields (JSON text each) into this node's own document of a reserved collection such as `_sidecars`."""

@@ -118,7 +118,7 @@ class Shelf:
         self.meta: dict[str, bytes] = {}
         self.chains: dict[PartKey, Chain] = {}
         self.covers: dict[tuple[Writer, int], int] = {}
-        self._cursors: dict[tuple[str, bytes, int], int] = {}
+        self._cursors: dict[str, dict[tuple[bytes, int], int]] = {}
         self._certificates: dict[str, Certificate] = {}
         self._certificates_ahead: dict[str, Certificate] = {}
         self._docs: dict[str, dict[str, _Entry]] = {}
@@ -183,7 +183,15 @@ class Shelf:
 
     def cursors(self, peer: str, epoch: bytes) -> dict[int, int]:
         """How far we have the classes of a peer's database."""
-        return {klass: seq for klass in range(CLASSES) if (seq := self._cursors.get((peer, epoch, klass), 0))}
+        return {klass: seq for (e, klass), seq in self._cursors.get(peer, {}).items() if e == epoch}
+
+    def other_cursors(self, peer: str, epoch: bytes) -> list[tuple[bytes, int]]:
+        """Epochs and classes of cursors into a peer's databases other than `epoch`."""
+        return [(e, klass) for e, klass in self._cursors.get(peer, {}) if e != epoch]
+
+    def cursor_peers(self) -> dict[str, dict[tuple[bytes, int], int]]:
+        """All cursors, by peer."""
+        return self._cursors
 
     def head(self, klass: int) -> int:
         """The number of the newest change of a class."""
@@ -319,11 +327,7 @@ class Shelf:
             classes.add(klass)
         for doc in staged.documents - self.staged.documents:
             self._ahead.pop(doc, None)
-        for cursor, position in staged.cursors.items():
-            if position is None:
-                self._cursors.pop(cursor, None)
-            else:
-                self._cursors[cursor] = position
+        self._set_cursors(staged)
         for cover, stamp in staged.covers.items():
             if stamp is None:
                 self.covers.pop(cover, None)
@@ -349,7 +353,7 @@ class Shelf:
         self._certificates.update({o: c for o, c in staged.certificates.items() if c is not None})
         for certificate in self._certificates.values():
             self._judge.learn(certificate.identity)
-        self._cursors.update({c: s for c, s in staged.cursors.items() if s is not None})
+        self._set_cursors(staged)
         self.chains.update({k: c for k, c in staged.chains.items() if c is not None})
         self.covers.update({k: c for k, c in staged.covers.items() if c is not None})
         self.meta.update(staged.meta)
@@ -385,6 +389,16 @@ class Shelf:
                 owned.discard((key.collection, key.doc_id))
             if not documents:
                 del self._docs[key.collection]
+
+    def _set_cursors(self, staged: Staged) -> None:
+        for (peer, epoch, klass), seq in staged.cursors.items():
+            of_peer = self._cursors.setdefault(peer, {})
+            if seq is None:
+                of_peer.pop((epoch, klass), None)
+            else:
+                of_peer[epoch, klass] = seq
+            if not of_peer:
+                del self._cursors[peer]
 
     def _learn(self, identity: Identity) -> dict[DocKey, None]:
         """Take note of a certificate; the documents that may look different now."""

@@ -205,9 +205,9 @@ class Desk:
             lambda name, stamp: view.hides(self._weight(key, name, target), stamp),
             live_field,
         )
-        # pycrdt keeps about 15 bytes of every value overwritten out of order; begin anew before that weighs.
+        # pycrdt keeps some bytes of every value overwritten out of order; begin anew before that weighs.
         size = sum(len(name) + len(value.text) + 40 for name, value in content.fields.items())
-        return kept, kept != content or len(part.state) > 2 * size + 512
+        return kept, kept != content or len(part.state) > size + size // 4 + 256
 
     def _place(self, key: PartKey, content: Content, now: float, *, anew: bool) -> None:
         part = self._shelf.newest(key)
