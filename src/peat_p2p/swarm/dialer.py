@@ -1,7 +1,7 @@
 """Getting connected: for one transfer, whom to tell and whom to dial.
 
 Owns the steps from a candidate to a connection: tell it (`join`), ask a holder of another version to give shared chunks
-(`assist`), resolve its name, dial. Rule: each candidate on its own, so that a dead one delays nobody; what fails is
+(`assist`), find the way to it, dial. Rule: each candidate on its own, so that a dead one delays nobody; what fails is
 reported to the PeerBook and tried again when that says so. Must not know pieces.
 """
 
@@ -17,6 +17,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
 from peat_p2p.swarm.metadata import MetadataClient
 from peat_p2p.swarm.peers import PeerBook, PeerCandidate
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.torrents import Torrent
 
@@ -35,6 +36,7 @@ class Dialer:
         client: MetadataClient,
         book: PeerBook,
         clock: Clock,
+        routes: Routes,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._torrent = torrent
@@ -42,6 +44,7 @@ class Dialer:
         self._client = client
         self._book = book
         self._clock = clock
+        self._routes = routes
         self._tasks = tasks
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._dialled: dict[HostPort, str] = {}
@@ -88,7 +91,7 @@ class Dialer:
         try:
             if peer.metadata is not None:
                 await self._announce(peer, missing_bytes)
-            address = await _resolve(peer.swarm)
+            address = await self._routes.swarm(peer)
             self._dialled[address] = peer.endpoint_id
             self._torrent.dial(address)
         except PeatError as error:
@@ -107,14 +110,3 @@ class Dialer:
                 return
             raise UnavailableError(f"{peer.agent_id} has no chunk of it")
         raise UnavailableError(f"{peer.agent_id} does not hold it")
-
-
-async def _resolve(address: HostPort) -> HostPort:
-    """The address with an IP address for its host. Raises UnavailableError."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=1)
-    except OSError as error:
-        raise UnavailableError(f"{address.host} has no address: {error}") from error
-    if not found:
-        raise UnavailableError(f"{address.host} has no address")
-    return HostPort(str(found[0][4][0]), address.port)

@@ -21,9 +21,13 @@ from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock, SystemClock
+from peat_p2p.core.errors import UnavailableError
+from peat_p2p.swarm.bearers.paths import Paths
+from peat_p2p.swarm.bearers.relay import Service, open_bearers
 from peat_p2p.swarm.budget import Budget, Meter
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
-from peat_p2p.swarm.peers import PeerBook, PeerSource
+from peat_p2p.swarm.peers import PeerBook, PeerHealth, PeerSource
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.seeds import Seeds
 from peat_p2p.swarm.session import Limits
 from peat_p2p.swarm.status import Priority
@@ -88,7 +92,6 @@ class SwarmEngine:
                 self._credentials, self._store.root, config.listen, Limits(config.download_limit, config.upload_limit)
             )
             self._stack.push_async_callback(self._torrents.close)
-            client = await self._stack.enter_async_context(MetadataClient(self._credentials))
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
@@ -97,10 +100,13 @@ class SwarmEngine:
                 server.serve(config.metadata_listen, self._credentials)
             )
             self.swarm_address = self._torrents.address
+            routes = Routes(await self._open_bearers())
+            client = await self._stack.enter_async_context(MetadataClient(self._credentials, routes))
             self._around = Surroundings(
                 store=self._store,
                 torrents=self._torrents,
                 client=client,
+                routes=routes,
                 book=self._book,
                 claims=self._claims,
                 clock=self._clock,
@@ -170,6 +176,16 @@ class SwarmEngine:
         """Change the caps in bytes per second; 0 is none."""
         self._torrents.set_limits(Limits(download, upload))
 
+    async def _open_bearers(self) -> Paths | None:
+        """The bearer to others and of others to this node; without its UDP port everything goes straight."""
+        services = {Service.SWARM: _joined(self.swarm_address), Service.METADATA: _joined(self.metadata_address)}
+        listen = HostPort(self._config.metadata_listen.host, self.metadata_address.port)
+        try:
+            return Paths(await self._stack.enter_async_context(open_bearers(listen, services)))
+        except UnavailableError as error:
+            log.warning("no bearer for long links: %s", error)
+            return None
+
     async def _begin_metering(self) -> None:
         path = self._around.state_dir / "budget.json"
         if path.exists():
@@ -205,6 +221,10 @@ class SwarmEngine:
             self._torrents.pause(bool(reason))
         self._stopped = reason
 
+    def health(self, endpoint_id: str) -> PeerHealth | None:
+        """What is known of a peer from dealing with it; None when there was no dealing."""
+        return self._book.known(endpoint_id)
+
     @property
     def stopped(self) -> str:
         """Why all traffic is stopped; empty when it is not."""
@@ -223,6 +243,11 @@ class SwarmEngine:
         """A fetch is complete: its torrent goes on as a seed."""
         self._seeds.offer(package.manifest_digest, package.manifest.infohash)
         self._seeds.touch(package.manifest.infohash)
+
+
+def _joined(address: HostPort) -> HostPort:
+    """Where a stream that came by a bearer is joined to a port of this node."""
+    return HostPort("127.0.0.1", address.port) if address.host in ("0.0.0.0", "::") else address  # noqa: S104
 
 
 class _Claims:

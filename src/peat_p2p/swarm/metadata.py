@@ -24,6 +24,7 @@ from blake3 import blake3
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.torrent import MAX_INFO_BYTES
 from peat_p2p.trust.credentials import NodeCredentials
 
@@ -149,7 +150,10 @@ class Partial:
 class MetadataClient:
     """Asks other agents. One per engine; use as a context."""
 
-    def __init__(self, credentials: NodeCredentials, *, idle_timeout: float = 30.0) -> None:
+    def __init__(
+        self, credentials: NodeCredentials, routes: Routes | None = None, *, idle_timeout: float = 30.0
+    ) -> None:
+        self._routes = routes or Routes()
         self._credentials = credentials
         self._idle_timeout = idle_timeout
         self._session: aiohttp.ClientSession | None = None
@@ -219,11 +223,10 @@ class MetadataClient:
         self, method: str, peer: PeerCandidate, path: str, headers: dict[str, str], body: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "MetadataClient is used as a context"
-        if peer.metadata is None:
-            raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
+        address = await self._routes.metadata(peer)
         try:
             async with self._session.request(
-                method, f"https://{peer.metadata}{path}", headers=headers, data=body
+                method, f"https://{address}{path}", headers=headers, data=body
             ) as response:
                 if response.status == 404:
                     raise NotHeldError(f"{peer.agent_id} does not hold it")

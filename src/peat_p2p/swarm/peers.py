@@ -94,6 +94,10 @@ class PeerBook:
         """The record of a peer, made if there is none."""
         return self._health.setdefault(endpoint_id, PeerHealth())
 
+    def known(self, endpoint_id: str) -> PeerHealth | None:
+        """The record of a peer, None when there is none."""
+        return self._health.get(endpoint_id)
+
     def failed(self, endpoint_id: str, now: float, error: str = "") -> None:
         """A connection or request failed: leave the peer alone for 1, 2, 4 ... up to 60 seconds."""
         health = self.health(endpoint_id)

@@ -17,11 +17,12 @@ from peat_p2p.swarm.thrift import Thrift
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Pieces to want; whether to be connected to neighbours alone; what that waits for, if anything."""
+    """Pieces to want, of these `first`; whether to be connected to neighbours alone; a remark on that, if any."""
 
     wanted: frozenset[int]
     inside: bool
     reason: str = ""
+    first: frozenset[int] = frozenset()
 
 
 class Plan:
@@ -31,6 +32,7 @@ class Plan:
         self._site = site
         self._me = me
         self._thrift = Thrift(me, digests)
+        self._crowd = Thrift(me, digests)
 
     def near(self, peer: PeerCandidate) -> bool:
         """Whether a candidate is a neighbour."""
@@ -53,7 +55,7 @@ class Plan:
         neighbours = {peer.endpoint_id: peer for peer in candidates if self.near(peer)}
         outside = any(not self.near(peer) for peer in candidates)
         if not neighbours or not outside:
-            return Decision(everything, False)
+            return Decision(everything, False, first=self._first(now, missing, candidates, pieces_of))
         counts = {name: sum(pieces) for name, pieces in pieces_of.items() if name in neighbours}
         fetching = [name for name, peer in neighbours.items() if not peer.complete and not peer.kin]
         self._thrift.observe(now, fetching, counts)
@@ -68,6 +70,20 @@ class Plan:
         if mine:
             return Decision(mine | begun, False, f"own share of {len(mine)} chunks from outside")
         return Decision(everything, True, "neighbours fetch the rest from outside" if not at_site else "")
+
+    def _first(
+        self,
+        now: float,
+        missing: Collection[int],
+        candidates: Sequence[PeerCandidate],
+        pieces_of: Mapping[str, Sequence[bool]],
+    ) -> frozenset[int]:
+        """This agent's share among all that fetch: whoever gives to several gives each something else first."""
+        fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id in pieces_of]
+        if not fetching:
+            return frozenset()
+        self._crowd.observe(now, fetching, {name: sum(pieces_of[name]) for name in fetching})
+        return frozenset(self._crowd.mine(now, missing, ()))
 
     def fetched(self, now: float) -> None:
         """A piece came in."""

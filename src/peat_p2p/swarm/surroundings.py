@@ -14,6 +14,7 @@ from peat_p2p.content.store import ChunkStore
 from peat_p2p.core.clock import Clock
 from peat_p2p.swarm.metadata import MetadataClient
 from peat_p2p.swarm.peers import PeerBook
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.torrents import TorrentSession
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Surroundings:
     store: ChunkStore
     torrents: TorrentSession
     client: MetadataClient
+    routes: Routes
     book: PeerBook
     claims: Claims
     clock: Clock

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from peat_p2p.content.index import ChunkRef
@@ -26,19 +24,20 @@ from peat_p2p.swarm.dialer import Dialer
 from peat_p2p.swarm.ledger import Ledger, SourceBytes
 from peat_p2p.swarm.metadata import Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
-from peat_p2p.swarm.plan import Decision, Plan
+from peat_p2p.swarm.plan import Decision
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
+from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.swarm.torrents import PeerEvent, Reading, Torrent
-from peat_p2p.swarm.written import written
+from peat_p2p.swarm.written import remove_files, written
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 _QUIET_S = 0.05  # readings are at least this far apart, however many alerts come
-_SAVE_S = 2.0
+_SAVE_S = 0.5
 _REPORTS = 8
 _RATE_MEMORY = 0.2
 
@@ -303,14 +302,16 @@ class Transfer:
             await self._wait_landed(parsed)
             return
         # From nothing, so that a file matches only when its last block is written, and is not written again then.
-        await asyncio.to_thread(_remove, [around.store.chunk_path(digest) for digest in mine])
+        await asyncio.to_thread(remove_files, [around.store.chunk_path(digest) for digest in mine])
         self._ledger.new_session()
         torrent = around.torrents.add(parsed, [chunk.hex not in at.missing for chunk in parsed.chunks])
         self.torrent = torrent
         pieces = {n: chunk for n, chunk in enumerate(parsed.chunks) if chunk.hex in mine}
         torrent.want([n for n, chunk in enumerate(parsed.chunks) if chunk.hex in at.missing and n not in pieces], 0)
         async with asyncio.TaskGroup() as tasks:
-            self._dialer = Dialer(torrent, self.envelope, around.client, around.book, around.clock, tasks)
+            self._dialer = Dialer(
+                torrent, self.envelope, around.client, around.book, around.clock, around.routes, tasks
+            )
             good = await self._run_torrent(torrent, pieces)
             self._dialer.stop()
         torrent.keep_inside(False)
@@ -320,8 +321,7 @@ class Transfer:
     async def _run_torrent(self, torrent: Torrent, pieces: dict[int, ChunkRef]) -> bool:
         """Fetch and verify `pieces`. False when one did not match and the torrent must be added anew."""
         around = self._around
-        plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
-        decision = Decision(frozenset(pieces), False)
+        steering = Steering(torrent, around, frozenset(pieces))
         saved_at = around.clock.monotonic()
         while pieces:
             reading = torrent.read()
@@ -329,11 +329,15 @@ class Transfer:
                 self._raise_disk(reading)
             done = [n for n in pieces if reading.have[n]]
             if done:
-                plan.fetched(around.clock.monotonic())
+                steering.fetched()
                 if not await self._verify(torrent, [pieces.pop(n) for n in done]):
                     return False
-            decision = self._steer(torrent, reading, plan, pieces, decision)
-            self._observe(torrent, reading, decision)
+            held = around.hold(self)
+            candidates = [peer for peer in self._candidates() if peer.endpoint_id not in self._shunned]
+            to_dial = steering.steer(reading, pieces, candidates, held)
+            if self._dialer is not None:
+                self._dialer.dial(to_dial, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
+            self._observe(torrent, reading, steering.decision, held)
             if self._forgive(reading):
                 self._shunned.clear()
                 return False
@@ -345,39 +349,8 @@ class Transfer:
                 async with asyncio.timeout(TICK_S):
                     await torrent.wake.wait()
             torrent.wake.clear()
-        self._observe(torrent, torrent.read(), decision)
+        self._observe(torrent, torrent.read(), steering.decision, "")
         return True
-
-    def _steer(
-        self, torrent: Torrent, reading: Reading, plan: Plan, pieces: Collection[int], before: Decision
-    ) -> Decision:
-        """Decide what to want from whom, and tell libtorrent what changed."""
-        around = self._around
-        candidates = self._candidates()
-        endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
-        pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
-        held = around.hold(self)
-        partial = torrent.partial() if held or around.site else ()
-        now = around.clock.monotonic()
-        decision = plan.decide(now, pieces, partial, candidates, pieces_of, held)
-        torrent.want([n for n in pieces if n in decision.wanted and n not in before.wanted], 4)
-        torrent.want([n for n in pieces if n not in decision.wanted and n in before.wanted], 0)
-        if decision.inside != before.inside:
-            if decision.inside:
-                around.torrents.allow_inside(self._near_hosts(plan, candidates, reading, endpoints))
-            torrent.keep_inside(decision.inside)
-        if not held and self._dialer is not None:
-            wanted = [peer for peer in candidates if plan.near(peer)] if decision.inside else candidates
-            wanted = [peer for peer in wanted if peer.endpoint_id not in self._shunned]
-            self._dialer.dial(wanted, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
-        return decision
-
-    def _near_hosts(
-        self, plan: Plan, candidates: list[PeerCandidate], reading: Reading, endpoints: dict[str, str]
-    ) -> set[str]:
-        near = {peer.endpoint_id for peer in candidates if plan.near(peer)}
-        hosts = {peer.address.host for peer in reading.peers if endpoints.get(peer.peer) in near}
-        return hosts | {peer.swarm.host for peer in candidates if plan.near(peer) and _is_ip(peer.swarm.host)}
 
     async def _wait_landed(self, parsed: ParsedInfo) -> None:
         """Wait until a chunk that another transfer fetches is here, or is given up by it."""
@@ -418,7 +391,7 @@ class Transfer:
         self._notify()
         return not wrong
 
-    def _observe(self, torrent: Torrent, reading: Reading, decision: Decision) -> None:
+    def _observe(self, torrent: Torrent, reading: Reading, decision: Decision, held: str) -> None:
         around, at = self._around, self._at
         self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
         endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self._candidates()}
@@ -434,8 +407,8 @@ class Transfer:
         self._report_bad(torrent)
         at.rate += _RATE_MEMORY * (reading.rate - at.rate) if at.rate else reading.rate
         at.peers = len(reading.peers)
-        if self._around.hold(self):
-            self._set(TransferState.WAITING, decision.reason)
+        if held:
+            self._set(TransferState.WAITING, held)
         elif reading.peers:
             self._set(TransferState.FETCHING, self._from_whom(reading, decision))
         else:
@@ -525,16 +498,3 @@ class Transfer:
             self._ledger.save(self._folder / "ledger.json")
         except OSError as error:
             log.warning("the account of %s cannot be written: %s", self.manifest.reference, error)
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

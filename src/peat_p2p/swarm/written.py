@@ -1,13 +1,15 @@
 """Waiting until finished pieces are in their files.
 
 libtorrent reports a piece when its hash is right, which is before its blocks are written: it keeps them in memory for
-seconds. Owns the wait; what does not come to match in time is left to the caller. Must not change anything.
+seconds. Owns the wait, and the clean start that makes it sound; what does not come to match in
+time is left to the caller. Must not know the store's journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 
 from blake3 import blake3
 
@@ -39,3 +41,9 @@ def _unlike(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
         if blake3(data).digest() != chunk.digest:
             bad.append(chunk)
     return bad
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove what an earlier run left half written."""
+    for path in paths:
+        path.unlink(missing_ok=True)

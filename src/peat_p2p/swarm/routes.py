@@ -1,0 +1,49 @@
+"""The way to a peer's ports: its name resolved, and by a bearer where the path is long.
+
+Owns the step from a candidate's announced addresses to the one to connect to. A peer's bearer listens on UDP at the
+number of its metadata port. Must not know what is said there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import UnavailableError
+from peat_p2p.swarm.bearers.paths import Paths
+from peat_p2p.swarm.bearers.relay import Service
+from peat_p2p.swarm.peers import PeerCandidate
+
+
+class Routes:
+    """Finds addresses. Without `paths` every way is the straight one."""
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        self._paths = paths
+
+    async def swarm(self, peer: PeerCandidate) -> HostPort:
+        """Where to dial a peer's torrents. Raises UnavailableError."""
+        direct = await resolve(peer.swarm)
+        if self._paths is None or peer.metadata is None:
+            return direct
+        return await self._paths.to(direct, bearer=await resolve(peer.metadata), service=Service.SWARM)
+
+    async def metadata(self, peer: PeerCandidate) -> HostPort:
+        """Where to ask a peer for metadata. Raises UnavailableError."""
+        if peer.metadata is None:
+            raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
+        direct = await resolve(peer.metadata)
+        if self._paths is None:
+            return direct
+        return await self._paths.to(direct, bearer=direct, service=Service.METADATA)
+
+
+async def resolve(address: HostPort) -> HostPort:
+    """The address with an IP address for its host. Raises UnavailableError."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=1)
+    except OSError as error:
+        raise UnavailableError(f"{address.host} has no address: {error}") from error
+    if not found:
+        raise UnavailableError(f"{address.host} has no address")
+    return HostPort(str(found[0][4][0]), address.port)

@@ -1,0 +1,74 @@
+"""Telling libtorrent what a plan decided.
+
+Owns the last decision of one torrent and the difference to the next: piece priorities, and whether the torrent is kept
+inside its site. Must not decide anything itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Sequence
+
+from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.plan import Decision, Plan
+from peat_p2p.swarm.session import peer_fingerprint
+from peat_p2p.swarm.surroundings import Surroundings
+from peat_p2p.swarm.torrents import Reading, Torrent
+
+_UNWANTED, _ORDINARY, _FIRST = 0, 4, 7
+
+
+class Steering:
+    """Steers one torrent that begins with all of `pieces` wanted alike."""
+
+    def __init__(self, torrent: Torrent, around: Surroundings, pieces: frozenset[int]) -> None:
+        self.decision = Decision(pieces, False)
+        self._torrent = torrent
+        self._around = around
+        self._plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
+
+    def fetched(self) -> None:
+        """A piece came in."""
+        self._plan.fetched(self._around.clock.monotonic())
+
+    def steer(
+        self, reading: Reading, pieces: Collection[int], candidates: Sequence[PeerCandidate], held: str
+    ) -> Sequence[PeerCandidate]:
+        """Decide for what is missing (`pieces`) and tell libtorrent what changed. Returns whom to connect to."""
+        around, before = self._around, self.decision
+        endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
+        pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
+        partial = self._torrent.partial() if held or around.site else ()
+        now = around.clock.monotonic()
+        decision = self.decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
+        for priority in (_FIRST, _ORDINARY, _UNWANTED):
+            changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
+            self._torrent.want(changed, priority)
+        near = [peer for peer in candidates if self._plan.near(peer)]
+        if decision.inside != before.inside:
+            if decision.inside:
+                around.torrents.allow_inside(_hosts(near, reading, endpoints))
+            self._torrent.keep_inside(decision.inside)
+        if held:
+            return []
+        return near if decision.inside else candidates
+
+
+def _hosts(near: Sequence[PeerCandidate], reading: Reading, endpoints: dict[str, str]) -> set[str]:
+    names = {peer.endpoint_id for peer in near}
+    seen = {peer.address.host for peer in reading.peers if endpoints.get(peer.peer) in names}
+    return seen | {peer.swarm.host for peer in near if _is_ip(peer.swarm.host)}
+
+
+def _priority(decision: Decision, piece: int) -> int:
+    if piece not in decision.wanted:
+        return _UNWANTED
+    return _FIRST if piece in decision.first else _ORDINARY
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
