@@ -13,7 +13,7 @@ from peat_p2p.documents.authority import FormationAuthority
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.rules import Rules
 from peat_p2p.documents.store import MemoryStore
-from peat_p2p.documents.types import BeatUpdate, CertificateUpdate, Limits, Verdict
+from peat_p2p.documents.types import BeatUpdate, CertificateUpdate, Limits, SnapshotComplete, Verdict
 from peat_p2p.documents.view import EqualJudge
 
 
@@ -186,3 +186,58 @@ async def test_a_proof_of_life_cannot_be_made_up(make, sync):
     assert (await hub.apply([real], "x"))[0].verdict is Verdict.APPLIED
     assert (await hub.apply([real], "x"))[0].verdict is Verdict.STALE
     assert fields(hub, "platforms", "edge") == {"last_seen": 1700000030}
+
+
+@pytest.mark.parametrize("revoked_first", [True, False])
+async def test_a_revoked_nodes_word_counts_for_nothing(make, captive, sync, nodes, clock, revoked_first):
+    from peat_p2p.trust.revocation import Revocation, seal_revocation
+
+    alpha, hub = await make("alpha"), await make("hub")
+    await captive.put("platforms", "captive", '{"last_seen":1700000000}')
+    await captive.put("things", "one", '{"a":1}')
+    await alpha.put("things", "one", '{"a":0,"b":2}')
+    await sync(alpha, captive)
+    clock.advance(60)
+    await captive.put("things", "one", '{"a":3}')
+    revocation = Revocation.of_endpoint(captive.node.endpoint_id, reason="lost", created_at=int(clock.wall()))
+    document = json.dumps(seal_revocation(nodes["hub"], revocation))
+    if revoked_first:
+        await hub.put("revocations", revocation.doc_id, document)
+    for source in (captive, alpha):
+        await sync(source, hub)
+    with hub.subscribe() as feed:
+        while not isinstance(await anext(feed), SnapshotComplete):
+            pass
+        if not revoked_first:
+            assert fields(hub, "things", "one") == {"a": 3, "b": 2}
+            await hub.put("revocations", revocation.doc_id, document)
+            seen = {event.doc_id: event.document for event in [await anext(feed) for _ in range(3)]}
+            assert seen["captive"] is None
+    assert fields(hub, "things", "one") == {"a": 0, "b": 2}
+    assert hub.get("platforms", "captive") is None
+    await hub.delete("revocations", revocation.doc_id)
+    assert fields(hub, "things", "one") == {"a": 3, "b": 2}
+
+
+async def test_one_node_cannot_fill_the_others(make, captive, sync):
+    hub = await make("hub", limits=Limits(agent_bytes=20_000))
+    await captive.put("platforms", "captive", '{"last_seen":1700000000}')
+    await sync(captive, hub)
+    for number in range(30):
+        await captive.put("things", str(number), json.dumps({"a": "x" * 1000}))
+        outcomes = await sync(captive, hub)
+    refused = [outcome for outcome in outcomes if outcome.verdict is Verdict.REJECTED]
+    assert "more than 20000 bytes" in refused[0].reason
+    assert 10 < len(hub.ids("things")) < 20
+
+
+async def test_a_node_is_told_when_it_has_written_too_much(make):
+    from peat_p2p.core.errors import ExhaustedError
+
+    edge = await make("edge", limits=Limits(agent_bytes=5000))
+    with pytest.raises(ExhaustedError, match="5000"):
+        for number in range(10):
+            await edge.put("things", str(number), json.dumps({"a": "x" * 1000}))
+    await edge.delete("things", "0")
+    await edge.delete("things", "1")
+    await edge.put("things", "last", '{"a":1}')

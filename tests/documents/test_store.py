@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peat_p2p.core.errors import ConfigError, CorruptError
+from peat_p2p.core.errors import ConfigError, CorruptError, ExhaustedError
 from peat_p2p.documents.sealed import SealedStore
 from peat_p2p.documents.sqlite import SqliteStore
 from peat_p2p.documents.store import MemoryStore
@@ -70,6 +70,18 @@ def test_a_commit_that_fails_changes_nothing(tmp_path):
     with pytest.raises(TypeError):
         store.commit({b"a": b"2", b"b": 5})
     assert dict(store.load()) == {b"a": b"1"}
+    store.close()
+
+
+def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
+    store = SqliteStore(tmp_path / "rows.db")
+    store.commit({b"a": b"1"})
+    store._db.execute("PRAGMA max_page_count=8")
+    with pytest.raises(ExhaustedError, match=r"no space left.*rows\.db"):
+        store.commit({b"a": b"2", b"b": bytes(100_000)})
+    assert dict(store.load()) == {b"a": b"1"}
+    store.commit({b"a": b"3"})
+    assert dict(store.load()) == {b"a": b"3"}
     store.close()
 
 

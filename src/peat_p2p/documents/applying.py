@@ -140,7 +140,8 @@ class Gate:
         # The same version signed twice: if the contents differ the writer lied, and any fixed choice is as good.
         if current is not None and same and said <= canonical(key, current.generation, before):
             return self._same(current, update, now)
-        if reason := self._not_allowed(certificate.identity, key, content, before, now):
+        growth = len(form.state) - (len(current.state) if current is not None else 0)
+        if reason := self._not_allowed(certificate.identity, key, content, before, now, growth):
             return Outcome(Verdict.REJECTED, key, POLICY + reason)
         beat = self._kept_beat(current, before, content, update.beat)
         if current is None and (floor := self._memory.purged_up_to(key, content, now)):
@@ -212,9 +213,14 @@ class Gate:
         if any(text != new[name] for name, text in check_fields(new).items()):
             raise BadContentError("a value has blanks around it")
 
-    def _not_allowed(self, identity: Identity, key: PartKey, content: Content, before: Content, now: float) -> str:
+    def _not_allowed(
+        self, identity: Identity, key: PartKey, content: Content, before: Content, now: float, size: int
+    ) -> str:
         if now > identity.not_after and stamp_time(content.version) > identity.not_after:
             return f"the certificate of {identity.node_id} had expired"
+        allowed = self._limits.of(identity)
+        if self._shelf.bytes_of.get(key.origin, 0) + size > allowed:
+            return f"the documents of {identity.node_id} would have more than {allowed} bytes"
         if is_reserved(key.collection):
             return ""
         names = {name for name, value in content.fields.items() if before.fields.get(name) != value and name != EXISTS}

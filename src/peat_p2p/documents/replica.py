@@ -118,7 +118,7 @@ class Replica:
         if key is not None:
             store = SealedStore(store, key, str(path))
         authority = FormationAuthority(credentials, policy)
-        replica = cls(store, authority, clock, limits or Limits(), rules or Rules(), FormationJudge())
+        replica = cls(store, authority, clock, limits or Limits(), rules or Rules(), FormationJudge(credentials.anchor))
         async with replica.running():
             yield replica
 

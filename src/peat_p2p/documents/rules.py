@@ -14,6 +14,7 @@ DEFAULT_CLASS = 1
 CERTIFICATES = "_certificates"
 BEACONS = "_beacon."
 SIDECARS = "_sidecars"
+REVOCATIONS = "revocations"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DAY = 86_400.0
 
@@ -38,7 +39,7 @@ class CollectionRule:
 _RULES = {
     "commands": CollectionRule(klass=0, ttl=90 * _DAY, expiry_field="expires_at"),
     "receipts": CollectionRule(klass=0, ttl=90 * _DAY),
-    "revocations": CollectionRule(klass=0),
+    REVOCATIONS: CollectionRule(klass=0),
     "rollouts": CollectionRule(klass=0),
     "manifests": CollectionRule(klass=0),
     CERTIFICATES: CollectionRule(klass=0),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from peat_p2p.documents import keys
 from peat_p2p.documents.chain import Chain
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import CERTIFICATES, CLASSES, Rules
+from peat_p2p.documents.rules import CERTIFICATES, CLASSES, REVOCATIONS, Rules
 from peat_p2p.documents.types import Document, PartKey
 from peat_p2p.documents.view import DocKey, Judge, View, Writer, document_of, merge
 from peat_p2p.trust.identity import Identity
@@ -126,6 +126,8 @@ class Shelf:
         self._logs = [_Log() for _ in range(CLASSES)]
         self._owned: dict[str, set[DocKey]] = {}
         self.part_count = 0
+        # How many bytes of parts each origin has here.
+        self.bytes_of: dict[str, int] = {}
         # The lowest version of any part of a writer that was here while this process runs.
         self.oldest: dict[Writer, int] = {}
 
@@ -325,6 +327,8 @@ class Shelf:
         for seq, klass, key in sorted(changes):
             self._logs[klass].add(seq, key)
             classes.add(klass)
+        if any(collection == REVOCATIONS for collection, _ in changed):
+            changed |= self._revise()
         for doc in staged.documents - self.staged.documents:
             self._ahead.pop(doc, None)
         self._set_cursors(staged)
@@ -357,6 +361,7 @@ class Shelf:
         self.chains.update({k: c for k, c in staged.chains.items() if c is not None})
         self.covers.update({k: c for k, c in staged.covers.items() if c is not None})
         self.meta.update(staged.meta)
+        self._revise()
         changes = [(part.seq, self.rules.of(key.collection).klass, key) for key, part in staged.parts.items() if part]
         changes += [(c.seq, 0, keys.certificate_key(origin)) for origin, c in self._certificates.items()]
         for seq, klass, key in sorted(changes):
@@ -375,6 +380,9 @@ class Shelf:
         entry.document = None
         writer = (key.origin, key.incarnation)
         before = len(entry.parts)
+        old = entry.parts.get(writer)
+        growth = (len(part.state) if part else 0) - (len(old.state) if old else 0)
+        self.bytes_of[key.origin] = self.bytes_of.get(key.origin, 0) + growth
         if part is None:
             entry.parts.pop(writer, None)
         else:
@@ -405,6 +413,19 @@ class Shelf:
         changed = {doc: None for owner in self._judge.learn(identity) for doc in sorted(self._owned.get(owner, ()))}
         for collection, doc_id in changed:
             self._docs[collection][doc_id].known = False
+        return changed
+
+    def _revise(self) -> dict[DocKey, None]:
+        """Take note of the present revocations; the documents that look different for it."""
+        documents = {doc_id: self.document(REVOCATIONS, doc_id) for doc_id in self.doc_ids(REVOCATIONS)}
+        origins = self._judge.revise({doc_id: found.json for doc_id, found in documents.items() if found is not None})
+        changed: dict[DocKey, None] = {}
+        if origins:
+            for part in self.parts():
+                if part.key.origin in origins:
+                    changed[part.key.collection, part.key.doc_id] = None
+            for collection, doc_id in changed:
+                self._docs[collection][doc_id].known = False
         return changed
 
     def _tidy_logs(self) -> None:

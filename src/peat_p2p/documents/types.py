@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from peat_p2p.trust.identity import Identity, Role
+
 
 class PartKey(NamedTuple):
     """Names one part: what one writer says about one document.
@@ -157,11 +159,17 @@ FeedEvent = Change | SnapshotComplete | Lagged
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one write may hold."""
+    """What one write may hold, and what all parts of one node may: an agent's, or one that orders or publishes."""
 
     document_bytes: int = 256 * 1024
     doc_id_bytes: int = 512
     fields: int = 4096
+    agent_bytes: int = 16 * 1024 * 1024
+    other_bytes: int = 256 * 1024 * 1024
+
+    def of(self, identity: Identity) -> int:
+        """How many bytes of parts a node may have."""
+        return self.agent_bytes if identity.roles == {Role.AGENT} else self.other_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ which parts came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,11 @@ class Judge(Protocol):
 
     def owner(self, collection: str, doc_id: str) -> str:
         """Whose document it is; empty if nobody's in particular."""
+        ...
+
+    def revise(self, revocations: Mapping[str, str]) -> frozenset[str]:
+        """Take note of the documents (JSON by id) of `revocations`. Returns the origins whose word counts otherwise
+        now."""
         ...
 
     def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
@@ -61,6 +66,10 @@ class EqualJudge:
     def owner(self, collection: str, doc_id: str) -> str:
         """Nobody's."""
         return ""
+
+    def revise(self, revocations: Mapping[str, str]) -> frozenset[str]:
+        """Nothing changes."""
+        return frozenset()
 
     def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
         """One, always."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peat_p2p.core.errors import DeniedError, InvalidInputError, TooLargeError
+from peat_p2p.core.errors import DeniedError, ExhaustedError, InvalidInputError, TooLargeError
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
 from peat_p2p.documents.content import EXISTS, EXISTS_TEXT, Anchor, Content, Value, canonical, encode, extend
@@ -265,6 +265,12 @@ class Desk:
             raise TooLargeError(
                 f"{collection}/{doc_id} would have {len(texts)} fields; {self._limits.fields} are allowed"
             )
+        mine, allowed = (
+            self._shelf.bytes_of.get(self._authority.node.endpoint_id, 0),
+            self._limits.of(self._authority.node),
+        )
+        if mine > allowed:
+            raise ExhaustedError(f"the documents this node wrote have {mine} bytes; {allowed} are allowed: delete some")
         size = len(join_object(texts).encode())
         if size > self._limits.document_bytes:
             raise TooLargeError(
