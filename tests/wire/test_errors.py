@@ -63,9 +63,15 @@ def test_errors_about_the_other_side_name_it(code):
     assert "sidecar at http://h:1" in str(from_connect(ConnectError(code, "x"), "sidecar at http://h:1"))
 
 
-def test_cancellation_is_found_under_the_error_that_hides_it():
+def test_cancellation_is_found_in_the_error_that_hides_it():
     error = ConnectError(Code.CANCELED, "Request was cancelled")
     assert cancellation_in(error) is None
-    error.__cause__ = ValueError()
-    error.__cause__.__cause__ = hidden = asyncio.CancelledError()
+    error.__cause__ = hidden = asyncio.CancelledError()
     assert cancellation_in(error) is hidden
+
+
+def test_a_deadline_that_passed_is_no_cancellation():
+    error = ConnectError(Code.DEADLINE_EXCEEDED, "Request timed out")
+    error.__cause__ = TimeoutError()
+    error.__cause__.__cause__ = asyncio.CancelledError()
+    assert cancellation_in(error) is None

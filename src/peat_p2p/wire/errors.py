@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import ClientConnectionResetError
@@ -90,16 +89,12 @@ def from_connect(error: ConnectError, where: str) -> PeatError:
     return kind(message)
 
 
-def cancellation_in(error: BaseException) -> asyncio.CancelledError | None:
-    """The cancellation that connectrpc's client turned into `error`, if that is what happened."""
-    return next((cause for cause in _causes(error) if isinstance(cause, asyncio.CancelledError)), None)
+def cancellation_in(error: ConnectError) -> asyncio.CancelledError | None:
+    """The cancellation that connectrpc's client turned into `error`, if that is what happened.
 
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause = error.__cause__
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
+    Only the direct cause counts: a deadline that passed has a cancellation further down, which was the library's own.
+    """
+    return error.__cause__ if isinstance(error.__cause__, asyncio.CancelledError) else None
 
 
 class ErrorInterceptor:

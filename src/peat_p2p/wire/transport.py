@@ -80,6 +80,8 @@ class AiohttpTransport:
                 URL(request.url, encoded=True),
                 headers=list(request.headers.items()),
                 data=request.content,
+                # connectrpc says what a body is; a GET has none.
+                skip_auto_headers=("Content-Type",),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as error:
