@@ -343,3 +343,22 @@ async def test_a_revocation_ends_a_pull_that_is_under_way(fleet: Any, package: C
         await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.FAILED)
         assert "bad build" in fleet.sidecar.get("receipts", "c1:a2")["message"]
         assert two.transfers.active() == []
+
+
+async def test_a_pull_goes_on_with_the_peers_last_known_after_a_restart_without_sidecar(
+    fleet: Any, package: Callable[..., Path], until: Any
+) -> None:
+    other = type(fleet.sidecar)()
+    async with fleet.agent("a1", upload_limit=1_500_000) as one:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        assert await one.announced(published.manifest_digest)
+        other.documents.update(fleet.sidecar.documents)
+        async with fleet.agent("a2", sidecar=other) as two:
+            await until(lambda: any(two.view.holders(published.manifest_digest)))
+            two.pull(two.resolve("app", "", ""), "test")
+            await until(lambda: (fleet.root / "data/a2/agent/last-known.json").exists())
+            await until(lambda: (s := two.status_of(published.manifest_digest)) is not None and s.verified > 0)
+        other.stop()
+        async with fleet.agent("a2", sidecar=other) as two:
+            await until(lambda: two.facts.summary(published.manifest_digest) is not None)
+            assert not two.view.synced

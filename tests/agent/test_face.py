@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from peat_p2p.core.errors import (
     ExhaustedError,
     InvalidInputError,
     NotFoundError,
+    UnavailableError,
 )
 from peat_p2p.fleet.commands import CommandStatus
 from peat_p2p.trust.identity import Role
@@ -198,3 +200,13 @@ async def test_a_full_disk_is_said_before_a_byte_is_fetched(
         monkeypatch.undo()
         [*_, last] = [m async for m in client.pull("app")]
         assert last.state == "complete"
+
+
+async def test_who_follows_a_pull_is_told_when_the_agent_stops(fleet: Any, package: Callable[..., Path]) -> None:
+    async with fleet.agent("a1") as agent, AsyncExitStack() as server:
+        url = await server.enter_async_context(serve(agent))
+        async with AgentClient(url) as client:
+            with pytest.raises(UnavailableError, match="the agent is stopping"):
+                async for message in client.pull("ghost", wait=True):
+                    assert message.state == "waiting"
+                    agent.stop()

@@ -114,6 +114,8 @@ async def test_why(fleet: Any, package: Callable[..., Path], until: Any) -> None
             assert about(found, "holder") == [("a1", "complete")]
             assert about(found, "sidecar") == [("", "in reach")]
             assert explain(one, "app", "", "").verdict == "app:1.0 is here, whole and verified"
+            await fleet.sidecar.put_document("platforms", "a3", {"agent_id": "a3", "suspects": ["a1", 7]})
+            await until(lambda: ("a1", "suspected") in about(explain(two, "app", "", ""), "holder"))
             await fleet.order(fleet.command("c1", "a2", package="app", version="2.0"))
             await until(lambda: fleet.sidecar.get("receipts", "c1:a2"))
             assert about(explain(two, "app", "", ""), "command") == [("c1", "executing")]

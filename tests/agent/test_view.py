@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from peat_p2p.agent.documents import announcement
+from peat_p2p.agent.facts import Facts
 from peat_p2p.agent.peers import FleetPeers, advertised, choose_address, own_networks
+from peat_p2p.agent.reports import Put, ReportBook
 from peat_p2p.agent.view import FleetView
 from peat_p2p.content.manifest import Manifest, seal_manifest
+from peat_p2p.content.store import PackageSummary
 from peat_p2p.core.address import HostPort
-from peat_p2p.core.clock import SystemClock
+from peat_p2p.core.clock import ManualClock, SystemClock
 from peat_p2p.core.errors import NotFoundError, UntrustedError
 from peat_p2p.fleet.heartbeat import Heartbeat
 from peat_p2p.fleet.holdings import Holding, PullStatus
@@ -196,3 +200,52 @@ def test_a_wildcard_is_advertised_as_the_addresses_of_the_machine() -> None:
         assert address.port == 7
         assert address.host != "0.0.0.0"
     assert all(not network.is_loopback for network in own_networks())
+
+
+def test_facts_are_told_once_and_suspects_are_named(fleet: Any, world: World) -> None:
+    book = ReportBook("a1")
+    book.snapshot_complete()
+    facts = Facts(
+        fleet.config("a1"),
+        agent_id="a1",
+        endpoint_id="ab" * 32,
+        addresses=lambda: (HostPort("127.0.0.1", 1), HostPort("127.0.0.1", 2)),
+        book=book,
+        view=world.view,
+        clock=ManualClock(),
+    )
+
+    def told() -> dict[str, Any]:
+        writes = book.take(100)
+        for write in writes:
+            book.wrote(write)
+        return {f"{w.key.collection}/{w.key.doc_id}": w.fields if isinstance(w, Put) else None for w in writes}
+
+    app = manifest("1")
+    facts.hold(PackageSummary(app, "blake3:aa", False, 5.0, 5.0))
+    facts.tell([])
+    first = told()
+    assert first["packages/a1:app:1-any"]["manifest"] == "blake3:aa"
+    assert "suspects" not in first["platforms/a1"]
+    facts.tell([])
+    assert told() == {}
+    # A later package of the same name takes the document; when it goes, the earlier has it again.
+    facts.hold(PackageSummary(app, "blake3:bb", False, 6.0, 6.0))
+    facts.tell([])
+    assert told()["packages/a1:app:1-any"] == {"manifest": "blake3:bb", "last_seen": 6}
+    facts.unhold("blake3:bb")
+    facts.tell([])
+    assert told()["packages/a1:app:1-any"] == {"manifest": "blake3:aa", "last_seen": 5}
+    facts.unhold("blake3:aa")
+    facts.tell([])
+    assert told() == {"packages/a1:app:1-any": None}
+    status = SimpleNamespace(bad_peers=("m1",), verified=1, total=4)
+    ticket: Any = SimpleNamespace(
+        digest="blake3:cc", status=status, manifest=app, transfer=SimpleNamespace(status=lambda: status)
+    )
+    facts.tell([ticket])
+    now = told()
+    assert now["platforms/a1"]["suspects"] == ["m1"]
+    assert (now["packages/a1:app:1-any"]["pull_status"], now["packages/a1:app:1-any"]["held_bytes"]) == (2, 2)
+    facts.tell([])
+    assert told() == {"packages/a1:app:1-any": None}

@@ -24,7 +24,7 @@ from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.agent.view import KnownManifest
 from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
-from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError
+from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, UnavailableError
 from peat_p2p.fleet.ids import MANIFESTS, manifest_digest
 from peat_p2p.swarm.status import TransferState, TransferStatus
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
@@ -96,7 +96,7 @@ class ControlService(PeatAgent):
                 yield found
         assert known is not None
         ticket = self._agent.pull(known, f"pull:{secrets.token_hex(8)}")
-        async for status in paced(ticket):
+        async for status in paced(ticket, self._agent.stopping):
             if not status.state.final:
                 yield transfer_message(known, status)
         if ticket.package is None:
@@ -126,6 +126,8 @@ class ControlService(PeatAgent):
                 if settled and not request.wait:
                     raise
                 reason = str(error) if self._agent.view.synced else f"{error} ({self._sidecar_state()})"
+            if self._agent.stopping.is_set():
+                raise UnavailableError("the agent is stopping; ask again when it is started again")
             yield pb.Transfer(name=request.name, version=request.version, state="waiting", reason=reason)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PULSE_SECONDS):

@@ -62,6 +62,7 @@ def explain(agent: Agent, name: str, version: str, arch: str) -> Explanation:
     facts += _transfer(ticket, ended)
     holders = list(_holders(agent, known))
     facts += holders
+    facts += _suspicions(agent, holders)
     facts += _commands(agent, name)
     return Explanation(_verdict(agent, known, ticket, ended, holders), tuple(facts))
 
@@ -136,6 +137,16 @@ def _holder(agent: Agent, holding: Holding, part: str) -> Fact:
     swarm = places.get("swarm") if isinstance(places, dict) else None
     where = ", ".join(str(place) for place in swarm) if isinstance(swarm, list) else ""
     return Fact("holder", holding.agent_id, state, f"at {where}" if where else "it does not say where to fetch from it")
+
+
+def _suspicions(agent: Agent, holders: list[Fact]) -> Iterator[Fact]:
+    """What other agents say of the holders."""
+    named = {fact.subject for fact in holders}
+    for agent_id, platform in sorted(agent.view.all(PLATFORMS).items()):
+        suspects = platform.get("suspects")
+        for peer in suspects if isinstance(suspects, list) else []:
+            if peer in named and agent_id != agent.agent_id:
+                yield Fact("holder", peer, "suspected", f"{agent_id} says it sent bytes that did not verify")
 
 
 def _commands(agent: Agent, name: str) -> Iterator[Fact]:

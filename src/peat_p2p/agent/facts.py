@@ -47,6 +47,7 @@ class Facts:
         self._held: dict[str, PackageSummary] = {}
         self._holdings: dict[Key, Fields] = {}  # the documents of what is held whole, made once
         self._in_force: tuple[Deployment, ...] = ()
+        self._suspects: set[str] = set()
         self._holdings_told = False
         self._told: dict[Key, Fields] = {}
 
@@ -96,7 +97,7 @@ class Facts:
     def heartbeat(self) -> Fields:
         """The agent as it describes itself now."""
         swarm, metadata = self._addresses()
-        return documents.heartbeat(
+        beat = documents.heartbeat(
             self._config,
             agent_id=self._agent_id,
             endpoint_id=self._endpoint_id,
@@ -105,6 +106,8 @@ class Facts:
             workloads=[{"name": d.package, "version": d.version, "status": self.state_of(d)} for d in self._in_force],
             now=self._clock.wall(),
         )
+        # Who sent this agent bytes that did not verify: others may want to know before they ask there.
+        return {**beat, "suspects": sorted(self._suspects)} if self._suspects else beat
 
     def tell(self, tickets: Sequence[Ticket]) -> None:
         """Bring the book up to date. `tickets` are the transfers under way."""
@@ -130,6 +133,7 @@ class Facts:
         for key, fields in told.items():
             self._book.want(key, fields)
         self._told = told
+        self._suspects.update(peer for ticket in tickets for peer in ticket.status.bad_peers)
         self._book.want(Key(PLATFORMS, self._agent_id), self.heartbeat())
 
     def _unless_same(self, key: Key, fields: Fields) -> Fields:

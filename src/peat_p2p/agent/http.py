@@ -35,6 +35,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def make_application(agent: Agent, upkeep: Upkeep, clock: Clock) -> web.Application:
     """The application with everything the agent answers."""
     app = web.Application(middlewares=[_guard])
+
+    async def stopping(_app: web.Application) -> None:
+        agent.stop()
+
+    app.on_shutdown.append(stopping)
     face = _Face(agent, clock)
     app.router.add_get("/status", face.status)
     app.router.add_post(LIST_PACKAGES, face.list_packages)

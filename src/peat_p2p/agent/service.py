@@ -21,6 +21,7 @@ from peat_p2p.agent.config import AgentConfig
 from peat_p2p.agent.deploy import Deployment, Deployments
 from peat_p2p.agent.facts import Facts
 from peat_p2p.agent.journal import CommandJournal
+from peat_p2p.agent.memory import LastKnown
 from peat_p2p.agent.peers import FleetPeers, own_networks
 from peat_p2p.agent.pusher import Sidecar, SidecarLink
 from peat_p2p.agent.reports import Key, ReportBook, next_beat
@@ -105,6 +106,8 @@ class Agent:
             hands=self,
             on_report=self.link.due,
         )
+        self.stopping = asyncio.Event()
+        self._last_known = LastKnown(config.state_root / "last-known.json")
         self._deploying = asyncio.Lock()
         self.make_room: Callable[[int], Awaitable[int]] | None = None  # set by who looks after the store
         self._unannounced = asyncio.Event()
@@ -116,6 +119,7 @@ class Agent:
     async def run(self) -> AsyncIterator[None]:
         """The agent's life: seeds what it holds, resumes what it was doing, follows its sidecar."""
         await asyncio.to_thread(self.deployments.clean)
+        self._last_known.recall(self.view)
         self.facts.set_in_force(await asyncio.to_thread(self.deployments.current))
         for summary in reversed(await asyncio.to_thread(self.store.packages)):
             self.facts.hold(summary)
@@ -177,6 +181,10 @@ class Agent:
     async def _beat_on(self) -> None:
         while True:
             self._tell()
+            if self.view.synced:
+                data = self._last_known.gather(self.view, [ticket.digest for ticket in self.transfers.active()])
+                if data is not None:
+                    await asyncio.to_thread(self._last_known.keep, data)
             now = self._clock.monotonic()
             due = next_beat(now, self.config.heartbeat_interval_s, self.config.heartbeat_jitter, random.random())  # noqa: S311
             await asyncio.sleep(due - now)
@@ -233,6 +241,13 @@ class Agent:
                 self.facts.hold(summary)
         self._announce(package)
         self._tell()
+
+    def stop(self) -> None:
+        """The process is about to stop: whoever follows a transfer is to be told, rather than cut off."""
+        self.stopping.set()
+        self.view.changes.notify()
+        for ticket in self.transfers.active():
+            ticket.changes.notify()
 
     # What the agent can do
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from peat_p2p.agent.transfers import Ticket
+from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.status import TransferStatus
 
 BREATH_SECONDS = 0.1  # states of a stream are at least this far apart
@@ -20,10 +21,15 @@ PULSE_SECONDS = 1.0  # and at most this far
 T = TypeVar("T")
 
 
-async def paced(ticket: Ticket) -> AsyncIterator[TransferStatus]:
-    """A ticket's status, neither more nor less often than a person wants to see it, to the end."""
+async def paced(ticket: Ticket, stopping: asyncio.Event) -> AsyncIterator[TransferStatus]:
+    """A ticket's status, neither more nor less often than a person wants to see it, to the end.
+
+    Raises UnavailableError once `stopping` is set.
+    """
     while True:
         changed = ticket.changes.next()
+        if stopping.is_set() and not ticket.ended:
+            raise UnavailableError("the agent is stopping; the transfer goes on when it is started again")
         yield ticket.status if ticket.ended else ticket.transfer.status()
         if ticket.ended:
             return
