@@ -38,7 +38,10 @@ class NodeProcess:
     def ask(self, do: str, timeout: float = 300.0, **rest: Any) -> Any:
         with socket.socket(socket.AF_UNIX) as channel:
             channel.settimeout(timeout)
-            channel.connect(str(self.control))
+            try:
+                channel.connect(str(self.control))
+            except OSError as error:
+                raise OSError(f"{self.name} does not answer; its log ends: {self.log.read_text()[-1500:]}") from error
             channel.sendall(json.dumps({"do": do, **rest}).encode() + b"\n")
             with channel.makefile("rb") as answers:
                 line = answers.readline()

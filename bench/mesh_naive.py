@@ -8,6 +8,7 @@ disk, so it is spared the cost of both.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -62,6 +63,17 @@ class NaiveNode:
 
     def collections(self) -> list[str]:
         return sorted({collection for collection, _ in self._documents})
+
+    def size(self) -> int:
+        return len(self._documents)
+
+    def state(self) -> list[str]:
+        """A digest of everything."""
+        text = json.dumps(sorted((*key, at) for key, (at, _) in self._documents.items()))
+        return [hashlib.sha256(text.encode()).hexdigest()]
+
+    def set_budget(self, budget: float | None) -> None:
+        """The flood knows no budget."""
 
     def figures(self) -> dict[str, Any]:
         return {"sent": self._sent, "received": self._received, "links": [{} for _ in self._peers]}

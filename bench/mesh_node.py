@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import resource
 import sys
 import time
@@ -82,6 +83,19 @@ class MeshNode:
             if peer.connected
         ]
         return {"sent": stats.bytes_sent, "received": stats.bytes_received, "links": links}
+
+    def size(self) -> int:
+        return self.replica.counts().parts
+
+    def state(self) -> list[str]:
+        """A digest of each class: equal digests, equal documents."""
+        trees = self.mesh._trees
+        for tree in trees:
+            tree.refresh()
+        return [f"{tree.digest(0, 0):016x}" for tree in trees]
+
+    def set_budget(self, budget: float | None) -> None:
+        self.mesh.set_link_budget(budget)
 
     async def stop_sync(self) -> None:
         await self.mesh.stop_sync()
@@ -157,6 +171,16 @@ class Driver:
             name: hashlib.sha256(json.dumps(self.node.all(name), sort_keys=True).encode()).hexdigest()
             for name in collections
         }
+
+    async def do_size(self) -> int:
+        return int(self.node.size())
+
+    async def do_state(self) -> list[str]:
+        return list(self.node.state())
+
+    async def do_budget(self, budget: float | None) -> dict[str, Any]:
+        self.node.set_budget(budget)
+        return {}
 
     async def do_keys(self, collection: str) -> list[str]:
         return sorted(self.node.all(collection))
@@ -266,6 +290,7 @@ def _holding(agent: str, number: int) -> dict[str, Any]:
 
 
 async def main(config: dict[str, Any]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     began = time.monotonic()
     async with AsyncExitStack() as stack:
         if config.get("engine") == "naive":

@@ -45,6 +45,10 @@ class Target:
     reason: str = ""
     lost_at: float | None = None
 
+    def lost_lately(self, now: float) -> bool:
+        """Whether a link to the peer was lost within the last hour."""
+        return self.lost_at is not None and now - self.lost_at < RECENT
+
     def address(self) -> HostPort:
         """The address whose turn it is."""
         return list(self.addresses)[self.turn % len(self.addresses)]
@@ -139,8 +143,7 @@ class Dialer:
 
     def _back_off(self, target: Target, now: float) -> None:
         target.busy = False
-        recent = target.lost_at is not None and now - target.lost_at < RECENT
-        longest = LONGEST_RETRY_RECENT if recent else LONGEST_RETRY
+        longest = LONGEST_RETRY_RECENT if target.lost_lately(now) else LONGEST_RETRY
         ceiling = min(longest, FIRST_RETRY * 2.0 ** min(target.failures, 16))
         target.failures += 1
         target.next_attempt = now + ceiling * self._random.uniform(0.5, 1.0)

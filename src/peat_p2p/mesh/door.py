@@ -43,13 +43,15 @@ class Door:
         self._server_context, self._client_context = contexts(credentials)
         self._sessions: dict[str, ssl.SSLSession] = {}
 
-    async def call(self, address: HostPort, endpoint_id: str) -> tuple[TlsStream, Identity]:
+    async def call(
+        self, address: HostPort, endpoint_id: str, connect_timeout: float | None = None
+    ) -> tuple[TlsStream, Identity]:
         """Connect to the node `endpoint_id` at `address`.
 
         Raises UntrustedError if it is another, or not to be trusted; UnavailableError, OSError, TimeoutError if it
         cannot be reached.
         """
-        async with asyncio.timeout(self._config.connect_timeout):
+        async with asyncio.timeout(connect_timeout or self._config.connect_timeout):
             reader, writer = await asyncio.open_connection(address.host, address.port)
         session = self._sessions.get(endpoint_id)
         stream = TlsStream(reader, writer, self._client_context, server_side=False, session=session)

@@ -27,6 +27,7 @@ from peat_p2p.mesh.door import Door
 from peat_p2p.mesh.frames import CLASSES, Hello, Reason
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours
+from peat_p2p.mesh.pace import FIRST_WINDOW
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
@@ -40,6 +41,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
+_SHORT_CONNECT = 3.0
 _PLAN_EVERY = 15.0
 _PLAN_AT_MOST_EVERY = 0.5
 _PRUNE_AFTER = 60.0
@@ -88,6 +90,7 @@ class Mesh:
         self._past_sent = 0
         self._past_received = 0
         self._address = config.listen
+        self._past: dict[str, tuple[float, float]] = {}
         self._names: dict[str, tuple[str, str]] = {}
         self._door = Door(credentials, config, clock, lambda: self._neighbours.revoked)
 
@@ -307,7 +310,7 @@ class Mesh:
         began = self._clock.monotonic()
         address = target.address()
         try:
-            stream, identity = await self._door.call(address, target.endpoint_id)
+            stream, identity = await self._door.call(address, target.endpoint_id, self._patience(target))
         except TimeoutError:
             reason = f"{address}: no answer in time"
         except OSError as error:
@@ -321,6 +324,13 @@ class Mesh:
         self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic())
         self._neighbours.failed(target.endpoint_id)
         self._members_changed()
+
+    def _patience(self, target: Target) -> float | None:
+        """How long to wait for TCP: the kernel repeats its first packet ever more slowly, so begin anew instead."""
+        past = self._past.get(target.endpoint_id)
+        if past is None or not target.lost_lately(self._clock.monotonic()):
+            return None
+        return min(self._config.connect_timeout, max(_SHORT_CONNECT, 4.0 * past[0]))
 
     def _settle(self, endpoint_id: str, reason: str, lasted: float) -> None:
         if endpoint_id in self._links:
@@ -364,6 +374,8 @@ class Mesh:
             now=self._clock.monotonic(),
             budget=self._budget,
         )
+        if identity.endpoint_id in self._past:
+            core.pacer.window = self._past[identity.endpoint_id][1]
         session = Session(core, stream, self._sink, identity, self._clock, self._admit, self._relay, dialled=dialled)
         session.optional = optional
         self._speaking.add(session)
@@ -376,6 +388,8 @@ class Mesh:
             _LOG.exception("the link to %s failed", identity)
             reason = "internal error, see the log"
         finally:
+            if core.pacer.rtt is not None:
+                self._past[identity.endpoint_id] = (core.pacer.rtt, max(FIRST_WINDOW, core.pacer.window / 2))
             if dialled:
                 self._door.keep(identity.endpoint_id, stream)
             stream.abort()
