@@ -15,6 +15,7 @@ from cryptography import x509
 
 from peat_p2p.core.errors import UntrustedError
 from peat_p2p.trust.credentials import NodeCredentials, verify_signature
+from peat_p2p.trust.errors import ExpiredError, NotYetValidError
 from peat_p2p.trust.identity import Identity
 from peat_p2p.trust.policy import refusal
 
@@ -70,6 +71,7 @@ class FormationAuthority:
     def __init__(self, credentials: NodeCredentials, policy: Policy = formation_policy) -> None:
         self._credentials = credentials
         self._policy = policy
+        self._likely = credentials.identity.not_before
 
     @property
     def node(self) -> Identity:
@@ -87,7 +89,13 @@ class FormationAuthority:
         later must be able to learn it.
         """
         anchor = self._credentials.anchor
-        return anchor.verify(certificate, not_before_of(certificate))
+        try:
+            return anchor.verify(certificate, self._likely)
+        except (ExpiredError, NotYetValidError):
+            # Reading the dates alone means reading the certificate twice, so the time that was good last is tried
+            # first.
+            self._likely = not_before_of(certificate)
+            return anchor.verify(certificate, self._likely)
 
     def verifies(self, identity: Identity, signature: bytes, data: bytes) -> bool:
         """Whether `identity` made `signature` over `data`."""

@@ -62,7 +62,7 @@ class Compactor:
         """Stage what is to be forgotten of one document; `time` is what `time(now)` said."""
         rule = self._shelf.rules.of(doc[0])
         parts = list(self._shelf.writers(*doc).values())
-        if not parts or (len(parts) == 1 and self._is_plain(parts[0], rule)):
+        if not parts or (len(parts) == 1 and self._is_young(parts[0], rule, time)):
             return
         floor = self._horizon.floor
         view = self._shelf.view(doc, parts)
@@ -117,9 +117,9 @@ class Compactor:
             self._shelf.stage_removal(key)
         return True
 
-    def _is_plain(self, part: Part, rule: CollectionRule) -> bool:
-        """Whether a document of one part is alive without looking: most are, and looking costs."""
-        return part.version > self._horizon.floor and rule.ttl is None and not rule.expiry_field and not rule.follows
+    def _is_young(self, part: Part, rule: CollectionRule, time: float) -> bool:
+        """Whether a document of this one part stays without looking into it: most do, and looking costs."""
+        return part.version > self._horizon.floor and (rule.ttl is None or part.version >= stamp_at(time - rule.ttl))
 
     def _is_over(
         self, doc: DocKey, rule: CollectionRule, view: View, parts: list[Part], now: float, time: float
