@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The tests' own environment with no setting of a node's in it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PEAT_")}
     return {**kept, "COLUMNS": "200", **(extra or {})}
+
+
+STATUSES = ("unspecified", "pending", "executing", "completed", "failed", "cancelled")
+
+
+def _post(url: str, body: Mapping[str, Any] | None) -> Any:
+    request = urllib.request.Request(url, json.dumps(body or {}).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
 
 
 @dataclass
@@ -70,6 +80,39 @@ class Node:
         done = self.peat(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def call(self, method: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One call of the sidecar, as any HTTP client makes it."""
+        return _post(f"{self.ready['api']}/peat.sidecar.v1.PeatSidecar/{method}", body)
+
+    def ask_agent(self, method: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One call of the agent's control service."""
+        return _post(f"{self.ready['http']}/peat.agent.v1.PeatAgent/{method}", body)
+
+    def get(self, collection: str, doc_id: str) -> dict[str, Any]:
+        """A document; empty when there is none."""
+        found = self.call("GetDocument", {"collection": collection, "docId": doc_id})
+        document: dict[str, Any] = json.loads(found.get("jsonData", "{}"))
+        return document
+
+    def put(self, collection: str, doc_id: str, document: Mapping[str, Any]) -> None:
+        self.call("PutDocument", {"collection": collection, "docId": doc_id, "jsonData": json.dumps(document)})
+
+    def send(self, *words: str) -> str:
+        """`peat commands send`; the command's id."""
+        [sent] = self.json("commands", "send", *words)
+        return str(sent["id"])
+
+    def said(self, command_id: str, agent: str) -> tuple[str, str]:
+        """What `agent` said of a command, as this node knows it."""
+        receipt = self.get("receipts", f"{command_id}:{agent}")
+        return STATUSES[receipt.get("status", 0)], receipt.get("message", "")
+
+    def transfer(self, package: str) -> dict[str, Any]:
+        """What the agent says of its transfer of `package`; sizes as numbers."""
+        found = [one for one in self.ask_agent("ListTransfers").get("transfers", []) if one["name"] == package]
+        last: dict[str, Any] = found[-1] if found else {}
+        return {name: int(value) if name.endswith("Bytes") else value for name, value in last.items()}
 
     def kill(self) -> None:
         self.process.kill()

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,6 @@ def reachable(address: str) -> bool:
     host, _, port = address.removeprefix("http://").rpartition(":")
     with socket.socket() as one:
         return one.connect_ex((host, int(port))) == 0
-
-
-def call(api: str, method: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(
-        f"{api}/peat.sidecar.v1.PeatSidecar/{method}",
-        json.dumps(body or {}).encode(),
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.loads(answer.read())
 
 
 def test_each_service_says_where_it_really_answers(fleet: Any) -> None:
@@ -216,11 +205,11 @@ def test_a_port_in_use_is_named(fleet: Any, command: str, flag: str, form: str) 
 
 def test_a_restart_keeps_ids_and_documents_killed_or_stopped(fleet: Any) -> None:
     node = fleet.start("up", "one")
-    call(node.ready["api"], "PutDocument", {"collection": "notes", "docId": "a", "jsonData": '{"n":9007199254740993}'})
+    node.call("PutDocument", {"collection": "notes", "docId": "a", "jsonData": '{"n":9007199254740993}'})
     ids = (node.ready["node_id"], node.ready["endpoint_id"])
     for number in range(2):
         _ = node.kill() if number % 2 else node.stop()
         node = fleet.start("up", "one")
         assert (node.ready["node_id"], node.ready["endpoint_id"]) == ids
-        read = call(node.ready["api"], "GetDocument", {"collection": "notes", "docId": "a"})
+        read = node.call("GetDocument", {"collection": "notes", "docId": "a"})
         assert json.loads(read["jsonData"]) == {"n": 9007199254740993}
