@@ -9,6 +9,7 @@ from peat_p2p.client import (
     Heartbeat,
     Holding,
     Liveness,
+    Platform,
     PullStatus,
     Receipt,
     SidecarClient,
@@ -95,3 +96,31 @@ async def test_reading_an_old_sidecar_ends_without_a_marker(old_address, sidecar
         assert await client.read_collection("c") == {"a": {"n": 1}}
         assert await client.read_collection("empty") == {}
         assert time.monotonic() - started < 1
+
+
+async def test_a_report_keeps_what_others_wrote_and_it_did_not(client, sidecar):
+    await client.put_platform(Platform(id="a", name="Rover", latitude=1.5))
+    await client.put_document("platforms", "a", {"labels": {"by": "operator"}, "site": "north"})
+    await client.heartbeat(Heartbeat(agent_id="a", version="1"))
+    stored = sidecar.documents["platforms", "a"]
+    assert (stored["name"], stored["latitude"], stored["site"]) == ("Rover", 1.5, "north")
+    assert (stored["labels"], stored["version"]) == ({"by": "operator"}, "1")
+    await client.put_document("deployments", "a:p", {"flavor": "upstream"})
+    await client.report_deployment(Deployment(agent_id="a", package="p", version="1"))
+    assert sidecar.documents["deployments", "a:p"]["flavor"] == "upstream"
+    await client.report_holding(Holding(agent_id="a", package="p", version="1", arch="x", held_bytes=5))
+    assert sidecar.documents["packages", "a:p:1-x"].keys() == {
+        *("agent_id", "package", "reference", "arch", "version", "held_bytes", "last_seen")
+    }
+
+
+async def test_what_a_report_filled_and_no_longer_does_is_emptied(client, sidecar):
+    await client.heartbeat(Heartbeat(agent_id="a", classification="x", labels={"k": "v"}, swarm=("h:1",)))
+    await client.heartbeat(Heartbeat(agent_id="a"))
+    stored = sidecar.documents["platforms", "a"]
+    assert (stored["classification"], stored["labels"]) == ("", {})
+    assert stored["swarm"] == {"swarm": [], "metadata": []}
+    await client.report_holding(Holding(agent_id="a", package="p", version="1", arch="x", held_bytes=5))
+    await client.retire_holding("a", "p", "1", "x")
+    await client.report_holding(Holding(agent_id="a", package="p", version="1", arch="x"))
+    assert "held_bytes" not in sidecar.documents["packages", "a:p:1-x"]

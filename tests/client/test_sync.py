@@ -7,6 +7,7 @@ import pytest
 from peat_p2p.client import (
     Gap,
     Heartbeat,
+    Platform,
     SidecarClient,
     SnapshotComplete,
     SyncSidecarClient,
@@ -44,6 +45,13 @@ def test_calls_without_asyncio(running):
         client.heartbeat(Heartbeat(agent_id="a"))
         assert [agent.agent_id for agent in client.fleet()] == ["a"]
     assert threading.active_count() == before
+
+
+def test_a_heartbeat_keeps_what_others_wrote(running, sidecar):
+    with SyncSidecarClient(running) as client:
+        client.put_platform(Platform(id="a", name="Rover"))
+        client.heartbeat(Heartbeat(agent_id="a", version="1"))
+        assert sidecar.documents["platforms", "a"]["name"] == "Rover"
 
 
 def test_subscribe_is_a_plain_iterator(running, sidecar):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from peat_p2p.client.calls import SidecarCalls, parse_document
+from peat_p2p.client.calls import DEFAULT_TIMEOUT, SidecarCalls, parse_document
 from peat_p2p.client.model import Deleted, Event, SnapshotComplete, Upserted
 from peat_p2p.client.queries import to_proto
 from peat_p2p.client.subscription import follow, read_once
@@ -35,7 +36,17 @@ QUIET_SECONDS = 2.0
 class SidecarClient(SidecarCalls):
     """A sidecar, and the fleet as it sees it. Use as an async context manager; every call raises PeatError."""
 
-    _lacks_read_collection = False
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        super().__init__(address, token=token, tls=tls, timeout=timeout)
+        self._lacks_read_collection = False
+        self._said: dict[tuple[str, str], frozenset[str]] = {}  # what this client has filled, by document
 
     async def read_collection(self, collection: str, prefix: str = "") -> dict[str, dict[str, Any]]:
         """Every document of a collection whose id begins with `prefix`, by id."""
@@ -59,28 +70,32 @@ class SidecarClient(SidecarCalls):
         return follow(self._channel, self._sidecar, collections, wire)
 
     async def heartbeat(self, beat: Heartbeat) -> None:
-        """Say that an agent is there and how it does. `last_seen` 0 stands for now."""
+        """Say that an agent is there and how it does. `last_seen` 0 stands for now.
+
+        Empty fields are left as they are in the document, where somebody else may have filled them, unless this client
+        filled them before. This holds for deployments and holdings too.
+        """
         beat = beat if beat.last_seen else replace(beat, last_seen=int(time.time()))
-        await self.put_document(ids.PLATFORMS, beat.agent_id, beat.to_fields())
+        await self._report(ids.PLATFORMS, beat.agent_id, beat.to_fields())
 
     async def report_deployment(self, deployment: Deployment) -> None:
         """Say what an agent runs of a package. `last_seen` 0 stands for now."""
         deployment = deployment if deployment.last_seen else replace(deployment, last_seen=int(time.time()))
-        await self.put_document(ids.DEPLOYMENTS, deployment.doc_id, deployment.to_fields())
+        await self._report(ids.DEPLOYMENTS, deployment.doc_id, deployment.to_fields())
 
     async def retire_deployment(self, agent_id: str, package: str) -> None:
         """Say that an agent no longer runs a package."""
-        await self.delete_document(ids.DEPLOYMENTS, ids.deployment_id(agent_id, package))
+        await self._retire(ids.DEPLOYMENTS, ids.deployment_id(agent_id, package))
 
     async def report_holding(self, holding: Holding) -> None:
         """Say what an agent has of a package. `last_seen` 0 stands for now."""
         holding = holding if holding.last_seen else replace(holding, last_seen=int(time.time()))
-        await self.put_document(ids.PACKAGES, holding.doc_id, holding.to_fields())
+        await self._report(ids.PACKAGES, holding.doc_id, holding.to_fields())
 
     async def retire_holding(self, agent_id: str, package: str, version: str, arch: str) -> None:
         """Say that an agent no longer has a package."""
         doc_id = ids.holding_id(agent_id, ids.reference_of(package, version), arch)
-        await self.delete_document(ids.PACKAGES, doc_id)
+        await self._retire(ids.PACKAGES, doc_id)
 
     async def report_receipt(self, receipt: Receipt) -> None:
         """Say what became of a command at an agent."""
@@ -117,6 +132,16 @@ class SidecarClient(SidecarCalls):
         """Every command with what its addressees said, oldest first."""
         return (await self._view(ids.COMMANDS, ids.RECEIPTS, ids.PLATFORMS)).commands()
 
+    async def _report(self, collection: str, doc_id: str, fields: Mapping[str, object]) -> None:
+        filled = {key for key, value in fields.items() if not _is_empty(value)}
+        said = self._said.get((collection, doc_id), frozenset())
+        await self.put_document(collection, doc_id, {key: fields[key] for key in fields if key in filled | said})
+        self._said[collection, doc_id] = said | filled
+
+    async def _retire(self, collection: str, doc_id: str) -> None:
+        await self.delete_document(collection, doc_id)
+        self._said.pop((collection, doc_id), None)
+
     async def _view(self, *collections: str, prefix: str = "") -> FleetView:
         documents = {name: await self.read_collection(name, prefix) for name in collections}
         return FleetView.of(documents, time.time())
@@ -145,3 +170,9 @@ class SidecarClient(SidecarCalls):
                     if not missing:
                         break
         return {doc_id: found[doc_id] for doc_id in sorted(found) if doc_id.startswith(prefix)}
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_empty(item) for item in value.values())
+    return not value
