@@ -91,6 +91,20 @@ async def test_typed_calls_and_documents_read_each_other(api):
     assert (await api.get_commands(pb.GetCommandsRequest())).commands == [command]
 
 
+async def test_a_put_and_a_heartbeat_keep_each_others_fields(api):
+    beat = {"agent_id": "a", "platform_type": "uds-remote-agent", "name": "edge", "version": "1", "last_seen": 5}
+    await put(api, "a", json.dumps(beat), "platforms")
+    await api.put_platform(pb.PutPlatformRequest(platform=pb.Platform(id="a", latitude=1.5, callsign="x")))
+    stored = json.loads(await get(api, "a", "platforms"))
+    assert beat.items() <= stored.items()
+    await put(api, "a", json.dumps({"agent_id": "a", "last_seen": 6}), "platforms")
+    (platform,) = (await api.get_platforms(pb.GetPlatformsRequest())).platforms
+    assert (platform.name, platform.latitude, platform.callsign) == ("edge", 1.5, "x")
+    await api.put_platform(pb.PutPlatformRequest(platform=pb.Platform(id="a", name="new")))
+    (platform,) = (await api.get_platforms(pb.GetPlatformsRequest())).platforms
+    assert (platform.name, platform.platform_type, platform.latitude) == ("new", "uds-remote-agent", 0.0)
+
+
 async def test_a_typed_get_takes_the_id_of_the_document(api):
     await put(api, "real", '{"id": "claimed", "name": "x"}', "platforms")
     (platform,) = (await api.get_platforms(pb.GetPlatformsRequest())).platforms

@@ -33,6 +33,10 @@ from peat_p2p.wire.gen.peat.sidecar.v1.sidecar_connect import PeatSidecar
 Context: TypeAlias = RequestContext[Any, Any]
 M = TypeVar("M", bound=Message[Any])
 
+# A heartbeat fills these too. The wire cannot tell an empty text from one that was not set, so an empty one in a put
+# leaves what is there.
+_FILLED_BY_HEARTBEATS: dict[type[Message[Any]], tuple[str, ...]] = {pb.Platform: ("platform_type", "name")}
+
 # A long read gives way to other calls after so many documents.
 BREATHER = 500
 
@@ -184,6 +188,11 @@ class SidecarService(PeatSidecar):
         fields = to_fields(message)
         doc_id = check_id(json.loads(fields["id"]), what)
         collection = COLLECTIONS[kind]
+        silent = {key for key in _FILLED_BY_HEARTBEATS.get(kind, ()) if fields[key] == '""'}
+        if silent:
+            present = self._replica.get(collection, doc_id)
+            there = set() if present is None else split_object(present.json).keys()
+            fields = {key: text for key, text in fields.items() if key not in silent & there}
         await self._put_fields(collection, doc_id, fields)
 
     async def _put_fields(self, collection: str, doc_id: str, fields: Mapping[str, str]) -> None:
