@@ -65,7 +65,7 @@ def test_a_single_file_is_found_in_its_folder(trees: tuple[Path, Path]) -> None:
 
 def _report() -> Report:
     def agent(name: str, phase: str, source: str) -> AgentResult:
-        return AgentResult(name, phase, "blake3:aa", True, 1.0, 100, bytes_by_source={source: 100})
+        return AgentResult(name, phase, name.split("-")[0], "blake3:aa", True, 1.0, 100, bytes_by_source={source: 100})
 
     agents = [agent("alpha-1", "hub alive", "depot"), agent("alpha-2", "hub alive", "alpha-1")]
     agents += [agent(f"bravo-{n}", "hub dead", "alpha-1") for n in (1, 2, 3)]
@@ -79,6 +79,7 @@ def test_a_run_in_which_all_held() -> None:
     assert report.kill.fetched_twice == 10
     assert report.holds
     assert report.to_json()["holds"] is True
+    assert report.entered() == {"alpha": 100, "bravo": 300}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ def demo(package: Path | None, directory: Path | None, json_file: Path | None, k
         holds = report.holds
         console.print()
         console.print(report.table())
+        for site, count in report.entered().items():
+            agents = sum(a.site == site for a in report.agents)
+            console.print(
+                f"  {count / 1e6:.1f} MB came into site {site} from outside, for its {agents} agents together"
+            )
         for promise, was_kept in report.checks():
             console.print(f"  {'[green]yes[/]' if was_kept else '[bold red]NO [/]'}  {promise}")
         for problem in report.problems:

@@ -40,6 +40,8 @@ BRAVO = (
 LATE = Member("bravo-3", "bravo", (Role.AGENT,), ("bravo-1", "bravo-2"))
 EDGE = (*ALPHA, *BRAVO)
 EVERYONE = (HUB, DEPOT, *EDGE, LATE)
+# Each site has a loopback address of its own, so that an agent can tell a neighbour from a stranger.
+_HOSTS = {"hq": "127.0.1.1", "alpha": "127.0.2.1", "bravo": "127.0.3.1"}
 
 
 @dataclass(slots=True)
@@ -75,7 +77,9 @@ class Fleet:
     async def start_agent(self, member: Member) -> None:
         """Start a member's agent beside its sidecar."""
         extra: Sequence[str] = ["--sidecar", self.sidecars[member.name].endpoints.api]
+        host = f"{_HOSTS[member.site]}:0"
         extra = [*extra, "--heartbeat-interval", str(HEARTBEAT_SECONDS)]
+        extra = [*extra, "--swarm-listen", host, "--metadata-listen", host]
         if member is not DEPOT and self.limit:
             extra = [*extra, "--download-limit", str(self.limit)]
         self.agents[member.name] = await self.processes.start(

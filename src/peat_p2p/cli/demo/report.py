@@ -26,6 +26,7 @@ class AgentResult:
 
     agent: str
     phase: str
+    site: str = ""
     digest: str = ""
     verified: bool = False
     seconds: float = 0.0
@@ -76,6 +77,17 @@ class Report:
     kill: KillResult | None
     seconds: float
     problems: list[str]
+
+    def entered(self) -> dict[str, int]:
+        """Return how many bytes came into each site from outside it, all its agents together."""
+        site_of = {a.agent: a.site for a in self.agents}
+        sites = dict.fromkeys(site_of.values(), 0)
+        for a in self.agents:
+            for source, count in a.bytes_by_source.items():
+                # What a killed agent could not put a name to any more counts as from outside.
+                if site_of.get(source) != a.site:
+                    sites[a.site] += count
+        return sites
 
     def checks(self) -> list[tuple[str, bool]]:
         """Return every promise with whether it was kept."""
@@ -128,6 +140,7 @@ class Report:
             "result": {
                 **asdict(self),
                 "agents": [{**asdict(a), "from_hub_or_publisher": a.from_centre} for a in self.agents],
+                "entered_by_site": self.entered(),
                 "fetched_twice_bytes": self.kill.fetched_twice if self.kill else None,
             },
             "bars": [{"name": name, "value": kept, "limit": True, "holds": kept} for name, kept in self.checks()],

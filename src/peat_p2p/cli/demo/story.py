@@ -245,6 +245,7 @@ class Story:
             sources[peer.agent_id] = sources.get(peer.agent_id, 0) + peer.bytes
         return AgentResult(
             agent=member.name,
+            site=member.site,
             phase="hub alive" if member in ALPHA else "hub dead",
             digest=transfer.digest,
             verified=transfer.state == "complete" and transfer.verified_bytes == transfer.total_bytes,
