@@ -58,8 +58,21 @@ async def test_heartbeats_say_where_and_send_only_what_changed(fleet: Any, until
         assert beat["site"] == "s1"
         assert beat["swarm"]["swarm"] == [str(agent.engine.swarm_address)]
         first, *later = [fields for collection, _, fields in fleet.sidecar.puts if collection == "platforms"]
-        assert set(first) > {"labels", "version", "endpoint_id"}
+        assert set(first) > {"workloads", "version", "endpoint_id"}
+        # What it knows nothing about is others' to say.
+        assert not set(first) & {"name", "labels", "k8s_version", "k8s_node_status", "zarf_version", "run_mode"}
         assert all(set(fields) <= {"last_seen"} for fields in later)
+
+
+async def test_an_operators_word_on_an_agents_document_stands(fleet: Any, until: Any) -> None:
+    async with fleet.agent("a1", run_mode="edge") as agent:
+        await until(lambda: fleet.sidecar.get("platforms", "a1").get("run_mode") == "edge")
+        await fleet.sidecar.put_document("platforms", "a1", {"run_mode": "drill", "name": "Alpha"})
+        seen = fleet.sidecar.get("platforms", "a1")["last_seen"]
+        await until(lambda: fleet.sidecar.get("platforms", "a1")["last_seen"] > seen + 1)
+        assert agent.book.synced
+        assert fleet.sidecar.get("platforms", "a1")["run_mode"] == "drill"
+        assert fleet.sidecar.get("platforms", "a1")["name"] == "Alpha"
 
 
 async def test_deploy_switches_and_reports_at_once(fleet: Any, package: Callable[..., Path], until: Any) -> None:

@@ -105,6 +105,35 @@ def test_a_write_answered_after_the_sidecar_was_lost_proves_nothing() -> None:
     assert drain(book) == [Put(HOLDING, {"held_bytes": 3})]
 
 
+def test_what_another_changed_after_us_is_left_until_we_want_something_new() -> None:
+    book = ReportBook("a1")
+    book.snapshot_complete()
+    book.want(BEAT, {"labels": {"tier": "edge"}, "last_seen": 1})
+    drain(book)
+    book.saw(BEAT, {"labels": {"tier": "core"}, "last_seen": 1})  # an operator's word
+    assert drain(book) == []
+    book.want(BEAT, {"labels": {"tier": "edge"}, "last_seen": 2})
+    assert drain(book) == [Put(BEAT, {"last_seen": 2})]
+    book.lost()
+    book.saw(BEAT, {"labels": {"tier": "core"}, "last_seen": 2})
+    book.snapshot_complete()
+    assert drain(book) == []
+    book.want(BEAT, {"labels": {"tier": "mobile"}, "last_seen": 2})
+    assert drain(book) == [Put(BEAT, {"labels": {"tier": "mobile"}})]
+    book.lost()
+    book.snapshot_complete()  # the sidecar lost it all, the operator's word too
+    assert drain(book) == [Put(BEAT, {"labels": {"tier": "mobile"}, "last_seen": 2})]
+
+
+def test_what_is_this_agents_alone_is_put_right() -> None:
+    book = ReportBook("a1")
+    book.snapshot_complete()
+    book.want(HOLDING, {"held_bytes": 3})
+    drain(book)
+    book.saw(HOLDING, {"held_bytes": 9})
+    assert drain(book) == [Put(HOLDING, {"held_bytes": 3})]
+
+
 def test_a_refused_write_waits_for_a_change() -> None:
     book = ReportBook("a1")
     book.snapshot_complete()

@@ -74,8 +74,11 @@ async def test_a_package_and_a_command_cross_the_mesh(fleet: Any, package: Calla
             assert "is deployed at" in states[0].receipts[0].message
             agents = {agent.agent_id: agent for agent in await client.fleet()}
             assert agents["e1"].liveness.value == "alive"
-            [holder] = [h for h in await client.holders("app") if h.agent_id == "e1"]
-            assert holder.holding.complete
+
+            async def held() -> list[Any]:
+                return [h for h in await client.holders("app") if h.agent_id == "e1" and h.holding.complete]
+
+            [holder] = await wait_for(held, bool)
             assert holder.holding.manifest == last.done.manifest
         current = edge.data / "deployments/app/current"
         for file in source.iterdir():

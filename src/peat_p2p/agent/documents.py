@@ -23,6 +23,8 @@ from peat_p2p.fleet.holdings import Announcement, Holding, PullStatus
 from peat_p2p.fleet.ids import DEPLOYMENTS, MANIFESTS, PACKAGES, RECEIPTS, holding_id
 
 REGISTRY = "peat"
+# Of the heartbeat: empty is news here.
+_ALWAYS = frozenset({"agent_id", "workloads", "last_seen"})
 DEPLOYED = "deployed"
 REVOKED = "revoked"  # in force here, but the formation took back its trust in the package
 
@@ -47,10 +49,12 @@ def heartbeat(
     workloads: Sequence[Mapping[str, object]],
     now: float,
 ) -> Fields:
-    """The document `platforms/{agent_id}`."""
-    return Heartbeat(
+    """The document `platforms/{agent_id}`: what the agent knows of itself, and nothing about the rest.
+
+    Fields it was told nothing about are left out, so that others may fill them (a name, by who calls PutPlatform).
+    """
+    fields = Heartbeat(
         agent_id=agent_id,
-        name=agent_id,
         version=config.agent_version,
         architecture=config.arch,
         classification=config.classification,
@@ -64,6 +68,7 @@ def heartbeat(
         workloads=tuple(workloads),
         last_seen=int(now),
     ).to_fields()
+    return {name: value for name, value in fields.items() if value or name in _ALWAYS}
 
 
 def holding(agent_id: str, held: HeldPackage, changed_at: float) -> tuple[Key, Fields]:

@@ -57,13 +57,13 @@ class _Face:
         beat = self._agent.facts.heartbeat()
         return web.json_response(
             {
-                "version": beat["version"],
-                "architecture": beat["architecture"],
-                "classification": beat["classification"],
-                "k8sVersion": beat["k8s_version"],
-                "k8sNodeStatus": beat["k8s_node_status"],
-                "zarfVersion": beat["zarf_version"],
-                "runMode": beat["run_mode"],
+                "version": beat.get("version", ""),
+                "architecture": beat.get("architecture", ""),
+                "classification": beat.get("classification", ""),
+                "k8sVersion": beat.get("k8s_version", ""),
+                "k8sNodeStatus": beat.get("k8s_node_status", ""),
+                "zarfVersion": beat.get("zarf_version", ""),
+                "runMode": beat.get("run_mode", ""),
                 "systemTime": int(self._clock.wall()),
             }
         )

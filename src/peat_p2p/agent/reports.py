@@ -54,6 +54,10 @@ _URGENCY = {RECEIPTS: 0, COMMANDS: 0, PLATFORMS: 1, DEPLOYMENTS: 2, MANIFESTS: 3
 _LEAST_URGENT = 5
 
 
+# Where an operator's word stands beside the agent's: it is not fought over.
+_SHARED = (PLATFORMS, COMMANDS)
+
+
 def _urgency(key: Key) -> int:
     return _URGENCY.get(key.collection, _LEAST_URGENT)
 
@@ -65,6 +69,7 @@ class ReportBook:
         self.agent_id = agent_id
         self._wanted: dict[Key, _Wanted] = {}
         self._held: dict[Key, Fields] = {}  # what the sidecar holds, of the documents that are ours to write
+        self._said: dict[Key, dict[str, Any]] = {}  # what was last written, where others may write too
         self._removed: set[Key] = set()  # receipts to take back; unlike holdings they outlive what is known here
         # By urgency, as ordered sets: with ten thousand documents due, nothing may sort or scan them all.
         self._dirty: list[dict[Key, None]] = [{} for _ in range(_LEAST_URGENT + 1)]
@@ -156,6 +161,8 @@ class ReportBook:
             self._removed.discard(key)
         else:
             self._held[key] = {**self._held.get(key, {}), **write.fields}
+            if key.collection in _SHARED:
+                self._said.setdefault(key, {}).update(write.fields)
         # It may have changed again meanwhile; `take` finds out.
         self._mark(key)
 
@@ -185,7 +192,13 @@ class ReportBook:
             return Delete(key) if held is not None and unfounded else None
         if held is None:
             return None if wanted.only_if_exists else Put(key, wanted.fields)
-        changed = {name: value for name, value in wanted.fields.items() if name not in held or held[name] != value}
+        said = self._said.get(key, {})
+        changed = {
+            name: value
+            for name, value in wanted.fields.items()
+            # What was said once and reads otherwise now was changed by somebody who spoke later: it is left alone.
+            if name not in held or (held[name] != value and (name not in said or said[name] != value))
+        }
         return Put(key, changed) if changed else None
 
 
