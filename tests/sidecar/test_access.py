@@ -1,7 +1,9 @@
+import asyncio
+
 import aiohttp
 import pytest
 
-from peat_p2p.client import SidecarClient
+from peat_p2p.client import Gap, SidecarClient, SnapshotComplete
 from peat_p2p.core.address import HostPort, ListenAddress
 from peat_p2p.core.errors import ConfigError, DeniedError, UnavailableError
 from peat_p2p.sidecar.config import SidecarConfig
@@ -134,9 +136,18 @@ async def test_with_tls_a_revoked_operator_is_refused(run, caller, formation):
         SidecarClient(endpoints.api, tls=boss) as other,
     ):
         await client.get_status()
+        theirs, ours = client.subscribe(["things"]), other.subscribe(["things"])
+        assert await anext(theirs) == await anext(ours) == SnapshotComplete()
         await other.put_document("revocations", f"endpoint:{endpoint}", {"reason": "laptop stolen"})
         with pytest.raises(DeniedError, match="laptop stolen"):
             await client.get_status()
+        async with asyncio.timeout(10):
+            assert isinstance(await anext(theirs), Gap)
+            with pytest.raises(DeniedError, match="laptop stolen"):
+                await anext(theirs)
+            assert isinstance(await anext(ours), Gap)
+            assert await anext(ours) == SnapshotComplete()
+        await ours.aclose()
 
 
 async def test_nothing_but_the_services_is_served(endpoints):

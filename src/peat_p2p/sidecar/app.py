@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from peat_p2p.core.clock import Clock, SystemClock
@@ -84,6 +84,8 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
                 on_stop=stopping,
             )
         )
+        if config.tls:
+            stack.callback(replica.on_commit(_when_revoked(replica, feeds)))
         if config.watch_agent:
             agent_id = config.watch_agent_id or credentials.identity.node_id
             watcher = Watcher(config.watch_agent, agent_id, replica, time, interval=config.watch_interval_s)
@@ -99,6 +101,23 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
             apis=urls,
             mesh=str(mesh.address),
         )
+
+
+def _when_revoked(replica: Replica, feeds: Feeds) -> Callable[[frozenset[int]], None]:
+    """What ends the open streams at a new revocation: callers are looked at when they begin one, so all begin anew."""
+
+    def ids() -> frozenset[str]:
+        return frozenset(replica.ids(REVOCATIONS))
+
+    known = ids()
+
+    def committed(classes: frozenset[int]) -> None:
+        nonlocal known
+        if replica.rules.of(REVOCATIONS).klass in classes and (now := ids()) != known:
+            known = now
+            feeds.interrupt("who may call has changed; subscribe again")
+
+    return committed
 
 
 def load_credentials(node: NodeConfig) -> NodeCredentials:

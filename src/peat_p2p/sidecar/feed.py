@@ -24,31 +24,40 @@ class Feeds:
         self._max_pending = max_pending
         self._waits: set[asyncio.Timeout] = set()
         self._closed = False
+        self._reason = ""
+        self._turn = 0
 
     async def stream(self, collections: Iterable[str], query: Query | None) -> AsyncIterator[pb.DocumentChange]:
         """Snapshot, marker, live changes. Raises UnavailableError once the sidecar stops."""
         with self._replica.subscribe(collections, query, max_pending=self._max_pending) as subscription:
+            turn = self._turn
             while True:
-                event = await self._next(subscription)
+                event = await self._next(subscription, turn)
                 yield message_of(event)
 
     def close(self) -> None:
-        """End every stream."""
+        """End every stream, and let no new one begin: the sidecar stops."""
         self._closed = True
+        self.interrupt("the sidecar is stopping")
+
+    def interrupt(self, reason: str) -> None:
+        """End every stream that is open now; their readers may come back."""
+        self._reason = reason
+        self._turn += 1  # for those that wait for their reader rather than for a change
         now = asyncio.get_running_loop().time()
         for wait in self._waits:
             wait.reschedule(now)
 
-    async def _next(self, subscription: AsyncIterator[FeedEvent]) -> FeedEvent:
-        if self._closed:
-            raise UnavailableError("the sidecar is stopping")
+    async def _next(self, subscription: AsyncIterator[FeedEvent], turn: int) -> FeedEvent:
+        if self._closed or turn != self._turn:
+            raise UnavailableError(self._reason)
         wait = asyncio.timeout(None)
         try:
             async with wait:
                 self._waits.add(wait)
                 return await anext(subscription)
         except TimeoutError:
-            raise UnavailableError("the sidecar is stopping") from None
+            raise UnavailableError(self._reason) from None
         finally:
             self._waits.discard(wait)
 
