@@ -170,7 +170,7 @@ def test_the_queue_stays_short() -> None:
     transfer(link, 4_000_000, 60.0)
     before = link.ends["a"].reading()
     assert before.smooth_rtt - before.min_rtt < 0.15
-    assert link.pipes["a"].counters.dropped_queue <= 250  # the start overshoots, once
+    assert link.pipes["a"].counters.dropped_queue <= 350  # the start overshoots, once
 
 
 def test_an_outage_costs_its_own_time_and_little_else() -> None:

@@ -13,6 +13,7 @@ from enum import Enum
 
 START_PACKETS = 32
 MIN_WINDOW_PACKETS = 4
+_FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
 _START_GAIN = 2.77
 _PROBE_GAIN = 1.12
@@ -24,6 +25,7 @@ _MAX_COMPENSATED_LOSS = 0.25
 _MIN_SAMPLE_S = 0.1
 _RTT_MEMORY_S = 30.0
 _RATE_MEMORY = 10
+_SHORT_QUEUE_S = 0.05
 _GROWTH = 1.25
 _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
@@ -73,6 +75,7 @@ class Pacer:
         self._before_probe = 0.0
         self._acked_in_step = 0
         self._lost_in_step = 0
+        self._latest = 0.0
         self._clock_high = 0.0
         self._clock_seen = -1.0
         self._refresh()
@@ -81,7 +84,7 @@ class Pacer:
         """Work out what is asked for with every packet."""
         self.min_rtt = min((rtt for _, rtt in self._rtts), default=self.smooth_rtt)
         self.bandwidth = max((rate for _, rate in self._rates), default=0.0)
-        self.rate = max(self._rate(), self.packet_bytes / max(self.min_rtt, 0.01))
+        self.rate = max(self._rate(), _FLOOR_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01))
         self.window = self._window()
 
     def _rate(self) -> float:
@@ -93,7 +96,7 @@ class Pacer:
         if self.phase is Phase.DRAIN:
             return self.bandwidth * 0.5
         gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
-        if self._queue > max(0.03, self.min_rtt * 0.08, self.rtt_spread):
+        if self._queue > max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * 1.5):
             # Longer than what jitter and our own probing explain.
             return self.bandwidth * min(gain, 1.0) * 0.92
         if gain >= 1.0:
@@ -140,7 +143,7 @@ class Pacer:
         clock = self._unwrap(clock)
         sample = self._sample(clock, received, limited)
         if sample is not None:
-            self._learn(sample, limited)
+            self._learn(*sample)
             self._refresh()
         if now >= self._round_ends:
             # A pipe that full has shown its width even if we ran out of things to send for a moment.
@@ -167,8 +170,8 @@ class Pacer:
         self._clock_seen = max(self._clock_seen, clock + self._clock_high)
         return clock + self._clock_high
 
-    def _sample(self, clock: float, received: int, limited: bool) -> float | None:
-        """The arrival rate over at least one round trip of the receiver's clock."""
+    def _sample(self, clock: float, received: int, limited: bool) -> tuple[float, bool] | None:
+        """The arrival rate over at least one round trip of the receiver's clock, and whether we were the limit."""
         points = self._points
         if points and (clock <= points[-1].clock or received <= points[-1].received):
             return None
@@ -184,10 +187,13 @@ class Pacer:
             points.clear()
             points.append(_Point(clock, received, limited))
             return None
-        return (received - first.received) / (clock - first.clock)
+        limited = any(point.limited for point in points)
+        self._latest = (received - first.received) / (clock - first.clock)
+        return self._latest, limited
 
     def _learn(self, sample: float, limited: bool) -> None:
-        if limited and sample < self.bandwidth:
+        # What arrives while we have little to say is our rate, not the link's: a slow trickle must not become a limit.
+        if limited and (sample < self.bandwidth or not self.bandwidth):
             return
         rates = self._rates
         while rates and rates[-1][1] <= sample:
@@ -196,26 +202,28 @@ class Pacer:
 
     def _next_round(self, now: float, limited: bool) -> None:
         self._round_ends = now + max(self.min_rtt, _MIN_SAMPLE_S)
+        if self.phase is Phase.START:
+            self._grow(limited)
         if limited:
             return  # a round in which we had little to say ages nothing
         self._round += 1
-        if self.phase is Phase.START:
-            self._grow()
         while len(self._rates) > 1 and self._rates[0][0] < self._round - _RATE_MEMORY:
             self._rates.popleft()
 
-    def _grow(self) -> None:
+    def _grow(self, limited: bool) -> None:
         """A round of the start is over: was it still worth it?"""
         shortest, self._step_rtt = self._step_rtt, float("inf")
+        lost, total = self._lost_in_step, self._acked_in_step + self._lost_in_step
+        self._acked_in_step = self._lost_in_step = 0
+        crowded = total >= 40 and lost > total * _CROWDED_LOSS
         if self.bandwidth > self._best * _GROWTH:
             self._best, self._stale_rounds = self.bandwidth, 0
-            self._acked_in_step = self._lost_in_step = 0
-            return
-        self._stale_rounds += 1
-        total = self._acked_in_step + self._lost_in_step
-        crowded = total >= 20 and self._lost_in_step > total * _CROWDED_LOSS
-        if shortest != float("inf") and shortest > self.min_rtt * 1.25 + 0.03:
-            crowded = True
+        elif not limited:
+            self._stale_rounds += 1
+            crowded = crowded or (shortest != float("inf") and shortest > self.min_rtt * 1.25 + _SHORT_QUEUE_S)
+        if crowded and not self.bandwidth:
+            self._learn(self._latest, False)
+            self._refresh()
         if self.bandwidth and (self._stale_rounds >= _ROUNDS_WITHOUT_GROWTH or crowded):
             self.phase = Phase.DRAIN
 
