@@ -6,7 +6,10 @@ import pytest
 
 from peat_p2p.client import SidecarClient
 from peat_p2p.core.address import HostPort, ListenAddress
+from peat_p2p.core.config import NodeConfig
 from peat_p2p.core.errors import ConfigError, ConflictError
+from peat_p2p.sidecar.app import open_sidecar
+from peat_p2p.sidecar.config import SidecarConfig
 from peat_p2p.sidecar.listen import listening
 
 
@@ -94,23 +97,27 @@ def test_the_socket_of_a_successor_is_not_removed(tmp_path):
     successor.close()
 
 
-def test_a_path_too_long_for_the_system_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="too long"), listening(ListenAddress(path=tmp_path / ("x" * 120))):
-        pass
-
-
-def test_a_path_that_just_fits_works(tmp_path):
-    folder = tmp_path / "d"
-    path = folder / ("s" * (107 - len(str(folder)) - 1))
-    if len(path.name) > 12:
-        path = folder / ("f" * (len(path.name) - 3)) / "s"
-    assert len(str(path)) <= 107
+@pytest.mark.parametrize("length", [100, 105, 107, 108, 120, 400])
+def test_a_deep_folder_will_do(tmp_path, length):
+    folder = tmp_path
+    while len(str(folder)) < length - 20:
+        folder /= "f" * min(50, length - 12 - len(str(folder)))
+    path = folder / ("s" * max(1, length - len(str(folder)) - 1))
     for _ in range(2):
-        with listening(ListenAddress(path=path)):
+        with listening(ListenAddress(path=path)) as listener:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        path.parent.mkdir(exist_ok=True)
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as dead:
-            dead.bind(str(path))
+            assert listener.url() == f"unix://{path}"
+            with pytest.raises(ConflictError, match="another process answers"), listening(ListenAddress(path=path)):
+                pass
+        assert list(folder.iterdir()) == []
+
+
+async def test_a_sidecar_in_a_deep_folder_is_reached_by_its_socket(formation, tmp_path):
+    data = tmp_path / ("d" * 100) / "data"
+    node = NodeConfig(data_dir=data, dev=True, node_id="deep", mdns=False)
+    async with open_sidecar(SidecarConfig(node=node)) as endpoints, SidecarClient(endpoints.apis[1]) as client:
+        assert len(endpoints.apis[1]) > 120
+        assert (await client.get_status()).node_id == "deep"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

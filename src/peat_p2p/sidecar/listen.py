@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import secrets
 import socket
 import stat
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from peat_p2p.core.address import HostPort, ListenAddress
 from peat_p2p.core.errors import ConfigError, ConflictError
+from peat_p2p.wire.transport import short_socket_path
 
 BACKLOG = 256
-_MAX_PATH = 107  # bytes of a Unix socket's name that Linux takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,6 @@ def _tcp(where: HostPort) -> socket.socket:
 
 @contextlib.contextmanager
 def _unix(path: Path) -> Iterator[socket.socket]:
-    if len(os.fsencode(path)) > _MAX_PATH:
-        raise ConfigError(f"the path of the Unix socket is too long: {path} (at most {_MAX_PATH} bytes)")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Bound under a passing name, closed to others, listening, and only then moved to where callers look: a stale file
     # is replaced in one step and the socket is never reachable with the wrong mode.
@@ -91,15 +88,12 @@ def _unix(path: Path) -> Iterator[socket.socket]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_if_alive(path)
-            bound = passing
-            if len(os.fsencode(passing)) > _MAX_PATH:
-                bound = path
-                path.unlink(missing_ok=True)
-            sock.bind(str(bound))
-            bound.chmod(0o600)
+            with short_socket_path(passing) as name:
+                sock.bind(str(name))
+            passing.chmod(0o600)
             sock.listen(BACKLOG)
-            inode = bound.stat().st_ino
-            bound.replace(path)
+            inode = passing.stat().st_ino
+            passing.replace(path)
         except OSError as error:
             raise ConfigError(f"cannot listen on unix://{path}: {error.strerror or error}") from None
         try:
@@ -125,7 +119,8 @@ def _refuse_if_alive(path: Path) -> None:
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         probe.settimeout(1.0)
         try:
-            probe.connect(str(path))
+            with short_socket_path(path) as name:
+                probe.connect(str(name))
         except (ConnectionRefusedError, FileNotFoundError):
             return  # whoever made it is gone
         except OSError as error:

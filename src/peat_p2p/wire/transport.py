@@ -6,9 +6,12 @@ sockets. It must not know services or retry anything.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,9 +22,30 @@ from yarl import URL
 from peat_p2p.core.errors import ConfigError, UnavailableError
 
 CONNECT_SECONDS = 5.0
+_MAX_SOCKET_PATH = 107
 # Asked after 20 s of silence, every 5 s, and given up on after 5 times.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 5))
 _HTTP_SCHEMES = ("http", "https")
+
+
+@contextlib.contextmanager
+def short_socket_path(path: Path) -> Iterator[Path]:
+    """A name for the Unix socket `path` that the system takes, while the context is open.
+
+    The name in a socket's address has 107 bytes at most; a deeper one is reached by way of its folder's descriptor.
+    """
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+        yield path
+        return
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield path  # whoever uses it says that it is not there
+        return
+    try:
+        yield Path(f"/proc/self/fd/{folder}") / path.name
+    finally:
+        os.close(folder)
 
 
 class AiohttpTransport:
@@ -36,6 +60,7 @@ class AiohttpTransport:
         self._tls = tls
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
+        self._stack = contextlib.ExitStack()
         if address.startswith("unix://"):
             self._path = address.removeprefix("unix://")
             if not self._path.startswith("/"):
@@ -54,7 +79,8 @@ class AiohttpTransport:
         # No limit on connections: every open subscription holds one.
         connector: aiohttp.BaseConnector
         if self._path:
-            connector = aiohttp.UnixConnector(self._path, limit=0)
+            path = self._stack.enter_context(short_socket_path(Path(self._path)))
+            connector = aiohttp.UnixConnector(str(path), limit=0)
         else:
             connector = aiohttp.TCPConnector(
                 limit=0, ssl=self._tls if self._tls is not None else True, socket_factory=_watched_socket
@@ -69,6 +95,7 @@ class AiohttpTransport:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        self._stack.close()
 
     async def execute(self, request: Request) -> Response:
         """Send `request`; return once the response's headers are there. Raises UnavailableError."""
