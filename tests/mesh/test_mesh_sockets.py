@@ -24,7 +24,7 @@ def connected(node: Any, count: int = 1) -> bool:
 
 
 async def test_two_nodes_replicate_both_ways_and_deletes_cross(fleet: Any, until: Any) -> None:
-    async with fleet.node("a") as a, fleet.node("b", a.peer) as b:
+    async with fleet.node("a", topology=False) as a, fleet.node("b", a.peer, topology=False) as b:
         await a.put("commands", "one", '{"n": 1}')
         await b.put("platforms", "b", '{"n": 12345678901234567890}')
         await until(lambda: b.text("commands", "one") and a.text("platforms", "b"))

@@ -91,7 +91,8 @@ class Ack:
     """Batches up to `number` are durable.
 
     `need_full` are refs whose update did not fit, `need_certificate` those whose writer is not known here, `purged`
-    those of parts forgotten here together with the floor below which nothing of them is taken.
+    those of parts forgotten here together with the floor below which nothing of them is taken. `held_ms`: how long the
+    batch took to become durable here.
     """
 
     number: int
@@ -99,6 +100,7 @@ class Ack:
     heads: Heads = ()
     need_certificate: tuple[int, ...] = ()
     purged: tuple[tuple[int, int], ...] = ()
+    held_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ def _encode_body(frame: Frame) -> bytes:
                 need_certificate=list(frame.need_certificate),
                 purged=[ref for ref, _ in frame.purged],
                 floors=[floor for _, floor in frame.purged],
+                held_ms=frame.held_ms,
             )
             kind = Oneof(field="ack", value=ack)
         case Purged():
@@ -411,6 +414,7 @@ def _read_ack(message: pb.Ack) -> Ack:
         _read_heads(message.heads),
         tuple(message.need_certificate),
         tuple(zip(message.purged, message.floors, strict=True)),
+        message.held_ms,
     )
 
 

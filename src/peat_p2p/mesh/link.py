@@ -149,6 +149,7 @@ class LinkCore:
         self._effects: list[Effect] = []
         self._began = now
         self._heard = now
+        self._arrived = now
         self._pinged = now
         self._nonce = 0
         self._heads_at = now
@@ -166,9 +167,10 @@ class LinkCore:
         self._send(self._hello)
         return self._take()
 
-    def received(self, record: bytes, now: float) -> list[Effect]:
-        """A record came in."""
+    def received(self, record: bytes, now: float, arrived: float | None = None) -> list[Effect]:
+        """A record came in (`arrived`: it has waited since then to be looked at)."""
         self._heard = now
+        self._arrived = now if arrived is None else arrived
         if self.ended is not None:
             return []
         if self._applying is not None:
@@ -369,7 +371,8 @@ class LinkCore:
         if now - self._heads_at >= _HEADS_EVERY:
             heads = self._heads()
             self._heads_at = now
-        self._send(Ack(batch.number, tuple(need_full), heads, tuple(need_certificate), tuple(purged)))
+        held = min(60_000, int(1000 * (now - self._arrived)))
+        self._send(Ack(batch.number, tuple(need_full), heads, tuple(need_certificate), tuple(purged), held))
 
     def _heard_of(self, key: Key) -> None:
         """What the peer sent was taken, or was not newer than what is here: it need not be sent back."""
@@ -385,7 +388,7 @@ class LinkCore:
             sender, through = self._flying.pop(number)
             if through is not None and not ack.need_full:
                 sender.base = max(sender.base, through)
-        self.pacer.acked(ack.number, now)
+        self.pacer.acked(ack.number, now, ack.held_ms / 1000)
         for ref in ack.need_full:
             self._resend(lane, self.outbox.peer_lacks(ref))
         for ref in ack.need_certificate:

@@ -1,8 +1,8 @@
 """How much may be on its way over one link.
 
 Owns the window (bytes sent and not yet acknowledged as durable) and the byte budget. Keeps the rule that data queues at
-the sender, where it can still be overtaken or replaced, and not in the network: the window follows the delay that
-acknowledgements show. Time is an argument. Must not know what is sent.
+the sender, where it can still be overtaken or replaced, and neither in the network nor at a slow receiver: the window
+follows the delays of both, which acknowledgements tell apart. Time is an argument. Must not know what is sent.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ SMALLEST_WINDOW = 4 * 1024
 FIRST_WINDOW = 16 * 1024
 LARGEST_WINDOW = 2 * 1024 * 1024
 SMALLEST_BATCH = 512
-LARGEST_BATCH = 192 * 1024
+LARGEST_BATCH = 256 * 1024
 RECORD_OVERHEAD = 22 + 52
 """What a record costs beyond its content: TLS, TCP and IP headers."""
 _QUEUE_DELAY = 0.4
+_HELD = 1.0
 _BASE_MEMORY = 60.0
 _BURST = 1.0
 
@@ -45,8 +46,8 @@ class Pacer:
         return self._in_flight_bytes
 
     def batch_limit(self) -> int:
-        """How large the next batch may be, so that a command waits behind little."""
-        limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 4))
+        """How large the next batch may be: large enough to share the cost of a commit, two on their way at a time."""
+        limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 2))
         if self.budget is not None:
             limit = max(SMALLEST_BATCH, min(limit, int(self.budget / 2)))
         return limit
@@ -76,8 +77,8 @@ class Pacer:
             self._in_flight.append((number, size, now))
             self._in_flight_bytes += size
 
-    def acked(self, number: int, now: float) -> None:
-        """Batches up to `number` are durable at the peer."""
+    def acked(self, number: int, now: float, held: float = 0.0) -> None:
+        """Batches up to `number` are durable at the peer, who had the last of them for `held` seconds."""
         size = 0
         sent_at = None
         while self._in_flight and self._in_flight[0][0] <= number:
@@ -86,17 +87,17 @@ class Pacer:
         if sent_at is None:
             return
         self._in_flight_bytes -= size
-        self._observe(now - sent_at, size, now)
+        self._observe(max(0.0, now - sent_at - held), held, size, now)
 
-    def _observe(self, rtt: float, size: int, now: float) -> None:
+    def _observe(self, rtt: float, held: float, size: int, now: float) -> None:
         self.rtt = rtt if self.rtt is None else 0.8 * self.rtt + 0.2 * rtt
         if rtt > 0:
             self.rate = max(0.9 * self.rate, size / rtt)
         if self._base is None or rtt <= self._base or now - self._base_at > _BASE_MEMORY:
             self._base, self._base_at = rtt, now
-        if rtt > self._base + max(_QUEUE_DELAY, 0.5 * self._base):
+        if rtt > self._base + max(_QUEUE_DELAY, 0.5 * self._base) or held > _HELD:
             self._slow_start = False
-            if now - self._backed_off_at > rtt:
+            if now - self._backed_off_at > rtt + held:
                 self.window = max(SMALLEST_WINDOW, self.window * 0.7)
                 self._backed_off_at = now
         elif self._full:

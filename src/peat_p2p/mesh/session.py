@@ -1,7 +1,7 @@
 """One live link: the link core joined to a TLS stream and a replica.
 
-Owns the two tasks of a link (reading, and waking the core in time) and performs the core's effects. Keeps the rule that
-the core sees events one at a time, in order. Decides nothing.
+Owns the three tasks of a link (reading, handling what was read, waking the core in time) and performs its effects.
+Keeps the rule that the core sees events one at a time, in order. Decides nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from peat_p2p.trust.identity import Identity
 
 _LOG = logging.getLogger(__name__)
 _POLICY = "policy:"
+_READ_AHEAD = 1024 * 1024
 
 
 class Sink(Protocol):
@@ -78,6 +79,9 @@ class Session:
         self._relay = relay
         self._wake = asyncio.Event()
         self._reader = RecordReader()
+        self._queue: asyncio.Queue[tuple[bytes, float] | None] = asyncio.Queue()
+        self._queued = 0
+        self._room = asyncio.Event()
 
     @property
     def peer(self) -> str:
@@ -107,9 +111,11 @@ class Session:
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(), name=f"mesh read {self.identity.node_id}")
+                handling = group.create_task(self._handle(), name=f"mesh handle {self.identity.node_id}")
                 await self._perform(self.core.start())
                 await self._tick()
                 reading.cancel()
+                handling.cancel()
         except ExceptionGroup as errors:  # of one or two: the first tells why
             raise errors.exceptions[0] from None
         ended = self.core.ended
@@ -119,19 +125,37 @@ class Session:
         return ended
 
     async def _read(self) -> None:
+        """Take bytes off the stream as they come, so that it is known when they came, up to a bound."""
         while self.core.ended is None:
             data = await self.stream.receive()
             if not data:
+                await self._queue.put(None)
+                return
+            self._queued += len(data)
+            self._room.clear()
+            await self._queue.put((data, self._clock.monotonic()))
+            while self._queued > _READ_AHEAD:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _handle(self) -> None:
+        """Give the core one record after the other."""
+        while self.core.ended is None:
+            item = await self._queue.get()
+            if item is None:
                 self._over(End(Reason.UNSPECIFIED, "the other side closed the connection"))
                 return
+            data, arrived = item
             try:
                 for record in self._reader.feed(data):
-                    await self._perform(self.core.received(record, self._clock.monotonic()))
+                    await self._perform(self.core.received(record, self._clock.monotonic(), arrived))
                     if self.core.ended is not None:
                         break
             except FrameError as error:
                 self._over(End(Reason.PROTOCOL, str(error), fault=True))
                 return
+            self._queued -= len(data)
+            self._room.set()
             await self.stream.drain()
             self._wake.set()
 
