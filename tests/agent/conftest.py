@@ -149,7 +149,7 @@ class Fleet:
         await (sidecar or self.sidecar).put_document("commands", command.id, sealed.to_fields())
 
 
-async def wait_until(condition: Callable[[], Any], timeout: float = 20.0) -> None:
+async def wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.02)

@@ -216,7 +216,7 @@ async def test_without_sidecar_known_packages_are_pulled_and_told_later(
         fleet.sidecar.stop()
         await until(lambda: not two.view.synced)
         ticket = two.pull(two.resolve("app", "1.0", ""), "test")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ticket.wait()
         assert not fleet.sidecar.get("packages", "a2:app:1.0-any")
         fleet.sidecar.documents.clear()  # and the sidecar lost its data
@@ -244,7 +244,7 @@ async def test_an_agent_starts_and_seeds_with_no_sidecar_at_all(
         assert one.resolve("app", "", "").digest == published.manifest_digest
         await other.put_document("platforms", "a1", one.facts.heartbeat())
         await until(lambda: two.view.synced)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await two.pull(two.resolve("app", "", ""), "test").wait()
 
 
@@ -259,8 +259,8 @@ async def test_a_pull_goes_on_after_a_restart_with_what_it_had(
             await until(lambda: (s := two.status_of(published.manifest_digest)) is not None and s.verified > 1_500_000)
             had = two.status_of(published.manifest_digest).verified
         async with fleet.agent("a2") as two:
-            await until(lambda: two.status_of(published.manifest_digest) is not None, 5)
-            await until(lambda: fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.COMPLETED, 30)
+            await until(lambda: two.status_of(published.manifest_digest) is not None)
+            await until(lambda: fleet.sidecar.get("commands", "c1")["status"] == CommandStatus.COMPLETED, 60)
             transfer = two.engine.transfers()[0].status()
             assert transfer.total == 6_000_000
             assert transfer.received < 6_000_000 + 1_500_000

@@ -113,6 +113,8 @@ async def test_why(fleet: Any, package: Callable[..., Path], until: Any) -> None
             )
             assert about(found, "holder") == [("a1", "complete")]
             assert about(found, "sidecar") == [("", "in reach")]
+            [holder] = [fact for fact in found.facts if fact.about == "holder"]
+            assert holder.text == f"at {one.engine.swarm_address}"
             assert explain(one, "app", "", "").verdict == "app:1.0 is here, whole and verified"
             await fleet.sidecar.put_document("platforms", "a3", {"agent_id": "a3", "suspects": ["a1", 7]})
             await until(lambda: ("a1", "suspected") in about(explain(two, "app", "", ""), "holder"))

@@ -51,7 +51,7 @@ class Node:
         return PeerAddress.parse(f"{endpoints.endpoint_id}@{endpoints.mesh}")
 
 
-async def wait_for(read: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 20) -> Any:
+async def wait_for(read: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 60) -> Any:
     import asyncio
 
     async with asyncio.timeout(seconds):

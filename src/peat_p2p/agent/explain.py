@@ -14,7 +14,7 @@ from peat_p2p.agent.service import Agent
 from peat_p2p.agent.transfers import Ticket
 from peat_p2p.agent.view import KnownManifest
 from peat_p2p.core.errors import NotFoundError, PeatError
-from peat_p2p.fleet.heartbeat import Liveness
+from peat_p2p.fleet.heartbeat import Heartbeat, Liveness
 from peat_p2p.fleet.holdings import Holding
 from peat_p2p.fleet.ids import PLATFORMS
 from peat_p2p.swarm.status import TransferState
@@ -133,10 +133,14 @@ def _holder(agent: Agent, holding: Holding, part: str) -> Fact:
     platform = agent.view.get(PLATFORMS, holding.agent_id)
     if platform is None:
         return Fact("holder", holding.agent_id, state, "it never said where it is")
-    places = platform.get("swarm")
-    swarm = places.get("swarm") if isinstance(places, dict) else None
-    where = ", ".join(str(place) for place in swarm) if isinstance(swarm, list) else ""
-    return Fact("holder", holding.agent_id, state, f"at {where}" if where else "it does not say where to fetch from it")
+    beat = Heartbeat.from_document(holding.agent_id, platform)
+    text = f"at {', '.join(beat.swarm)}" if beat.swarm else "it does not say where to fetch from it"
+    health = agent.engine.health(beat.endpoint_id)
+    if health is not None and health.failures:
+        text += f"; {health.failures} tries failed, the last: {health.last_error or 'no answer'}"
+    elif health is not None and health.rate:
+        text += f"; it gave {health.rate / 1000:.0f} kB/s"
+    return Fact("holder", holding.agent_id, state, text)
 
 
 def _suspicions(agent: Agent, holders: list[Fact]) -> Iterator[Fact]:
