@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycrdt import Doc, Map
 
@@ -29,8 +30,7 @@ EXISTS_TEXT = "true"
 _MILLISECONDS = 1000 << COUNTER_BITS
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A field's JSON text and when it was written."""
 
     stamp: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 
 from peat_p2p.core.errors import InvalidInputError
@@ -99,7 +100,12 @@ def check_fields(fields: Mapping[str, str]) -> dict[str, str]:
 
 def join_object(fields: Mapping[str, str]) -> str:
     """One JSON object of the fields, names sorted so that equal documents are equal text."""
-    return "{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{fields[name]}" for name in sorted(fields)) + "}"
+    return "{" + ",".join(f"{_quoted(name)}:{fields[name]}" for name in sorted(fields)) + "}"
+
+
+@lru_cache(maxsize=4096)
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _value_end(text: str, begin: int, name: str) -> int:

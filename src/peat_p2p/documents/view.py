@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from peat_p2p.documents.content import EXISTS, Content, Value
 from peat_p2p.documents.jsontext import join_object
@@ -41,7 +41,10 @@ class Judge(Protocol):
         ...
 
     def weight(self, origin: str, collection: str, doc_id: str, field: str, target: str) -> int:
-        """On one field; 0: it is not seen. `target` is the text of the document's target field, if it has one."""
+        """On one field; 0: it is not seen. `target` is the text of the document's target field, if it has one.
+
+        Only in collections that have a target field may it depend on the field.
+        """
         ...
 
     def delete_weight(self, origin: str, collection: str, doc_id: str) -> int:
@@ -84,8 +87,7 @@ class EqualJudge:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A field's value, who wrote it and what that counts for."""
 
     value: Value
@@ -140,27 +142,32 @@ def merge(doc: DocKey, parts: Iterable[Part], live_field: str, judge: Judge) -> 
             deletions.append((weight, content.deleted))
         top = max(top, part.version, max((value.stamp for value in fields.values()), default=0))
     view = View({}, tuple(deletions), top)
-    target = ""
-    if first := judge.target_field(doc[0]):
+    first = judge.target_field(doc[0])
+    if not first:
         for writer, fields in said:
-            if first in fields:
-                _compare(view, doc, first, fields[first], writer, judge, "")
-        target = view.fields[first].value.text if first in view.fields else ""
+            if weight := judge.weight(writer[0], *doc, "", ""):
+                _show(view, fields.items(), writer, weight)
+        return view
+    for writer, fields in said:
+        if first in fields and (weight := judge.weight(writer[0], *doc, first, "")):
+            _show(view, ((first, fields[first]),), writer, weight)
+    target = view.fields[first].value.text if first in view.fields else ""
     for writer, fields in said:
         for name, value in fields.items():
-            if not first or name != first:
-                _compare(view, doc, name, value, writer, judge, target)
+            if name != first and (weight := judge.weight(writer[0], *doc, name, target)):
+                _show(view, ((name, value),), writer, weight)
     return view
 
 
-def _compare(view: View, doc: DocKey, name: str, value: Value, writer: Writer, judge: Judge, target: str) -> None:
-    """Let a value be seen if it counts for more than the one seen so far."""
-    weight = judge.weight(writer[0], *doc, name, target)
-    if not weight or view.hides(weight, value.stamp):
-        return
-    other = view.fields.get(name)
-    if other is None or (weight, value.stamp, writer) > (other.weight, other.value.stamp, other.writer):
-        view.fields[name] = Seen(value, writer, weight)
+def _show(view: View, fields: Iterable[tuple[str, Value]], writer: Writer, weight: int) -> None:
+    """Let each value be seen that counts for more than the one seen so far."""
+    shown = view.fields
+    for name, value in fields:
+        if view.deletions and view.hides(weight, value.stamp):
+            continue
+        other = shown.get(name)
+        if other is None or (weight, value.stamp, writer) > (other.weight, other.value.stamp, other.writer):
+            shown[name] = Seen(value, writer, weight)
 
 
 def document_of(doc: DocKey, view: View) -> Document | None:
