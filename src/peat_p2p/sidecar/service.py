@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from connectrpc.request import RequestContext
 from protobuf import Message
@@ -41,19 +41,17 @@ _FILLED_BY_HEARTBEATS: dict[type[Message[Any]], tuple[str, ...]] = {pb.Platform:
 BREATHER = 500
 
 
-class Phase(Protocol):
-    """How the sidecar does, asked at each GetStatus."""
-
-    def __call__(self) -> pb.NodePhase:
-        """The phase now."""
-        ...
-
-
 class SidecarService(PeatSidecar):
-    """The calls of one sidecar."""
+    """The calls of one sidecar. `phase` is asked at each GetStatus."""
 
     def __init__(
-        self, replica: Replica, mesh: Mesh, credentials: NodeCredentials, feeds: Feeds, clock: Clock, phase: Phase
+        self,
+        replica: Replica,
+        mesh: Mesh,
+        credentials: NodeCredentials,
+        feeds: Feeds,
+        clock: Clock,
+        phase: Callable[[], pb.NodePhase],
     ) -> None:
         self._replica = replica
         self._mesh = mesh
