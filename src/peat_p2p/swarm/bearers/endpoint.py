@@ -181,6 +181,6 @@ class Endpoint:
     def _sweep(self) -> None:
         now = self._loop.time()
         for link in list(self._links.values()):
-            if now - link.association.last_heard > IDLE_S and not link.association.streams:
-                self._drop(link)
+            if now - link.association.last_heard > IDLE_S:
+                self._drop(link)  # whoever still wants something begins anew
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
