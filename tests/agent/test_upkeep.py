@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from peat_p2p.agent.upkeep import Upkeep, VerifyState
 from peat_p2p.client import AgentClient
 from peat_p2p.content.eviction import Watermarks
 from peat_p2p.core.clock import SystemClock
-from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError
+from peat_p2p.core.errors import ConflictError, ExhaustedError, InvalidInputError, NotFoundError
+from peat_p2p.fleet.commands import CommandStatus
 from peat_p2p.swarm.status import Priority
 from peat_p2p.wire.asgi import make_runner
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
@@ -205,3 +207,38 @@ async def test_priority_is_signed_with_the_package(fleet: Any, package: Callable
         ticket = two.pull(two.resolve("app", "", ""), "test")
         assert ticket.transfer.priority is Priority.MISSION_CRITICAL
         await ticket.wait()
+
+
+async def test_a_full_disk_ends_no_loop_and_no_command(
+    fleet: Any,
+    package: Callable[..., Path],
+    until: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[str] = []
+
+    def full(*_: object, **__: object) -> Any:
+        calls.append("full")
+        raise ExhaustedError("the store's journal needs 1.0 MB, 0 B are free")
+
+    def no_space(*_: object, **__: object) -> None:
+        calls.append("no space")
+        raise OSError(28, "No space left on device")
+
+    async with fleet.agent("a1") as one:
+        published = await one.publish(package(1), "app", "1.0", "any", quiet)
+        assert await one.announced(published.manifest_digest)
+        monkeypatch.setattr("peat_p2p.agent.upkeep.scrub_step", full)
+        monkeypatch.setattr("peat_p2p.agent.upkeep.ScrubPace", lambda: SimpleNamespace(every=0.01))
+        for module in ("transfers", "history", "journal", "memory"):
+            monkeypatch.setattr(f"peat_p2p.agent.{module}.write_atomic", no_space)
+        async with fleet.agent("a2") as two, Upkeep(two, SystemClock()).run():
+            monkeypatch.setattr(two.store, "damaged", full)
+            await fleet.order(fleet.command("c1", "a2", package="app"))
+            await until(lambda: fleet.sidecar.get("receipts", "c1:a2").get("status") == CommandStatus.COMPLETED)
+            await until(lambda: calls.count("full") > 5)
+            assert two.facts.summary(published.manifest_digest) is not None
+        assert calls.count("no space") >= 3
+        said = [record.message for record in caplog.records if "scrubbing the store failed" in record.message]
+        assert len(said) == 1  # not once for each try

@@ -152,7 +152,7 @@ class SidecarLink:
             log.error("the sidecar refuses %s/%s: %s", key.collection, key.doc_id, error)
             self._book.refused(write)
             taken.append(True)
-        except PeatError as error:
+        except (PeatError, OSError) as error:
             if not isinstance(error, UnavailableError):
                 log.warning("the sidecar failed to take %s/%s: %s", key.collection, key.doc_id, error)
             self._book.failed(write)

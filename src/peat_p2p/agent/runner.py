@@ -18,6 +18,7 @@ from peat_p2p.agent.commands import CommandDesk, Effect, Event, Order, Record
 from peat_p2p.agent.deploy import Deployment
 from peat_p2p.agent.journal import CommandJournal
 from peat_p2p.agent.reports import Key, ReportBook
+from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.transfers import Ticket
 from peat_p2p.agent.view import FleetView
 from peat_p2p.content.store import StoredPackage
@@ -76,6 +77,7 @@ class CommandRunner:
         self._hands = hands
         self._on_report = on_report
         self._desk = CommandDesk()
+        self._steady = Steady(log)
         self._inbox: asyncio.Queue[Event | str] = asyncio.Queue()
         self._group: asyncio.TaskGroup | None = None
         self._work: dict[str, asyncio.Task[None]] = {}
@@ -152,9 +154,12 @@ class CommandRunner:
                 case desk.Stop(command_id):
                     await self._stop(command_id)
                 case desk.Remember(record):
-                    await asyncio.to_thread(self._journal.remember, record)
+                    # Not to be able to write it down is no reason not to do it.
+                    with self._steady(f"the journal of command {record.order.id}"):
+                        await asyncio.to_thread(self._journal.remember, record)
                 case desk.Forget(command_id):
-                    await asyncio.to_thread(self._journal.forget, command_id)
+                    with self._steady(f"the journal of command {command_id}"):
+                        await asyncio.to_thread(self._journal.forget, command_id)
                     self._book.unwant(Key(RECEIPTS, receipt_id(command_id, self._agent_id)))
                     self._book.unwant(Key(COMMANDS, command_id))
                     self._on_report()

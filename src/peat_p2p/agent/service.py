@@ -26,6 +26,7 @@ from peat_p2p.agent.peers import FleetPeers, own_networks
 from peat_p2p.agent.pusher import Sidecar, SidecarLink
 from peat_p2p.agent.reports import Key, ReportBook, next_beat
 from peat_p2p.agent.runner import CommandRunner
+from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.threads import Stopper, in_thread
 from peat_p2p.agent.transfers import PRIORITIES, PRIORITY, Ticket, Transfers
 from peat_p2p.agent.view import FleetView, KnownManifest
@@ -107,6 +108,7 @@ class Agent:
             on_report=self.link.due,
         )
         self.stopping = asyncio.Event()
+        self._steady = Steady(log)
         self._last_known = LastKnown(config.state_root / "last-known.json")
         self._deploying = asyncio.Lock()
         self.make_room: Callable[[int], Awaitable[int]] | None = None  # set by who looks after the store
@@ -141,10 +143,8 @@ class Agent:
     async def _seed_all(self) -> None:
         """Offer everything in the store again."""
         for summary in self.facts.held():
-            try:
+            with self._steady(f"seeding {summary.manifest.reference}"):
                 await self.engine.seed(summary)
-            except PeatError as error:
-                log.error("%s cannot be seeded: %s", summary.manifest.reference, error)
         self._tell()
 
     async def _announce_on(self) -> None:
@@ -156,9 +156,10 @@ class Agent:
                 continue  # the snapshot's end wakes this again
             for summary in self.facts.held():
                 if self.view.get(MANIFESTS, manifest_id(summary.manifest_digest)) is None:
-                    package = await asyncio.to_thread(self.store.package, summary.manifest_digest)
-                    if package is not None:
-                        self._announce(package)
+                    with self._steady(f"announcing {summary.manifest.reference}"):
+                        package = await asyncio.to_thread(self.store.package, summary.manifest_digest)
+                        if package is not None:
+                            self._announce(package)
 
     async def _obey_revocations(self) -> None:
         """Drop what the formation revoked: it is not offered, not fetched, and flagged where it is deployed."""
@@ -174,8 +175,9 @@ class Agent:
                     summary = self.facts.summary(digest)
                     if summary is not None:
                         log.warning("%s is dropped: %s", summary.manifest.reference, error)
-                        await self.drop(digest)
-                        await asyncio.to_thread(self.store.gc)
+                        with self._steady(f"dropping {summary.manifest.reference}"):
+                            await self.drop(digest)
+                            await asyncio.to_thread(self.store.gc)
             self._tell()
 
     async def _beat_on(self) -> None:
@@ -184,7 +186,8 @@ class Agent:
             if self.view.synced:
                 data = self._last_known.gather(self.view, [ticket.digest for ticket in self.transfers.active()])
                 if data is not None:
-                    await asyncio.to_thread(self._last_known.keep, data)
+                    with self._steady("keeping the peers last known"):
+                        await asyncio.to_thread(self._last_known.keep, data)
             now = self._clock.monotonic()
             due = next_beat(now, self.config.heartbeat_interval_s, self.config.heartbeat_jitter, random.random())  # noqa: S311
             await asyncio.sleep(due - now)
@@ -206,7 +209,11 @@ class Agent:
         self._tell()
 
     async def _make_room(self, manifest: Manifest) -> bool:
-        return self.make_room is not None and await self.make_room(manifest.total_bytes) > 0
+        freed = 0
+        if self.make_room is not None:
+            with self._steady("making room on the disk"):
+                freed = await self.make_room(manifest.total_bytes)
+        return freed > 0
 
     def repair(self, digest: str, envelope: dict[str, Any]) -> None:
         """A package lost chunks: it is not held whole any more, and what is missing is fetched again."""
@@ -236,9 +243,11 @@ class Agent:
         self.link.due()
 
     def _arrived(self, package: StoredPackage) -> None:
-        for summary in self.store.find(package.manifest.name, package.manifest.version, package.manifest.arch):
-            if summary.manifest_digest == package.manifest_digest:
-                self.facts.hold(summary)
+        manifest = package.manifest
+        with self._steady(f"entering {manifest.reference}"):
+            for summary in self.store.find(manifest.name, manifest.version, manifest.arch):
+                if summary.manifest_digest == package.manifest_digest:
+                    self.facts.hold(summary)
         self._announce(package)
         self._tell()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peat_p2p.agent.history import EndedTransfer, TransferHistory
+from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.view import Changes
 from peat_p2p.content.manifest import Manifest, unverified_payload
 from peat_p2p.content.store import StoredPackage
@@ -113,6 +114,7 @@ class Transfers:
         self._on_change = on_change
         self._on_complete = on_complete
         self._make_room = make_room
+        self._steady = Steady(log)
         self._clock = clock
         self.history = TransferHistory(folder / "ended")
         self._tickets: dict[str, Ticket] = {}
@@ -192,36 +194,36 @@ class Transfers:
         return self._engine.fetch(envelope, self._peers, priority=priority)
 
     async def _drive(self, ticket: Ticket) -> None:
-        what, tried_room = ticket.manifest.reference, False
+        what, tried_room, again = ticket.manifest.reference, False, False
         while True:
+            begin, again = again, False
             try:
+                if begin:
+                    ticket.transfer = self._fetch(ticket.envelope)
                 await self._watch(ticket)
                 ticket.package = await ticket.transfer.wait()
             except TransferCancelledError as error:
-                if self._group is not None and ticket.wishes:
-                    # The last one to let go stopped it just before this ticket was taken: begin anew.
-                    await asyncio.sleep(0)
-                    ticket.transfer = self._fetch(ticket.envelope)
-                    continue
-                ticket.error = ticket.stopped or error
+                # The last one to let go may have stopped it just before somebody else asked: then begin anew.
+                again = self._group is not None and bool(ticket.wishes)
+                ticket.error = None if again else ticket.stopped or error
             except ExhaustedError as error:
-                if not tried_room and await self._make_room(ticket.manifest):
-                    tried_room = True
-                    ticket.transfer = self._fetch(ticket.envelope)
-                    continue
-                ticket.error = error
+                again = not tried_room and await self._make_room(ticket.manifest)
+                tried_room = True
+                ticket.error = None if again else error
             except PeatError as error:
                 ticket.error = error
-            break
+            if not again:
+                break
+            await asyncio.sleep(0)
         ticket.status = ticket.transfer.status()
         if ticket.package is not None:
             self._on_complete(ticket.package)
         if self._group is not None:
             self._forget(ticket.digest, ticket)
             now = int(self._clock.wall())
-            self.history.add(
-                EndedTransfer(manifest=ticket.manifest, digest=ticket.digest, status=ticket.status, ended_at=now)
-            )
+            ended = EndedTransfer(manifest=ticket.manifest, digest=ticket.digest, status=ticket.status, ended_at=now)
+            with self._steady(f"the account of {what}"):
+                self.history.add(ended)
             log.info("%s: %s", what, f"failed: {ticket.error}" if ticket.error is not None else "complete")
         ticket.changes.notify()
         self._on_change()
@@ -250,12 +252,15 @@ class Transfers:
 
     def _remember(self, ticket: Ticket) -> None:
         data = json.dumps({"envelope": ticket.envelope, "wishes": sorted(ticket.wishes)}).encode()
-        write_atomic(self._file(ticket.digest), data)
+        # Without it the transfer runs all the same; it would only not go on by itself in the next life.
+        with self._steady(f"remembering the transfer of {ticket.manifest.reference}"):
+            write_atomic(self._file(ticket.digest), data)
 
     def _forget(self, digest: str, ticket: Ticket | None = None) -> None:
         if ticket is None or self._tickets.get(digest) is ticket:
             self._tickets.pop(digest, None)
-            self._file(digest).unlink(missing_ok=True)
+            with self._steady("forgetting a transfer"):
+                self._file(digest).unlink(missing_ok=True)
 
     def _file(self, digest: str) -> Path:
         return self._folder / f"{digest.removeprefix('blake3:')}.json"

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from peat_p2p.agent.service import Agent
+from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.threads import Stopper, in_thread
 from peat_p2p.agent.transfers import priority_of
 from peat_p2p.content.store import PackageSummary
@@ -46,6 +47,7 @@ class Upkeep:
     def __init__(self, agent: Agent, clock: Clock) -> None:
         self._agent = agent
         self._clock = clock
+        self._steady = Steady(log)
 
     def find(self, name: str, version: str, arch: str) -> PackageSummary:
         """The held package that is meant; the latest to come, when several are. Raises NotFoundError."""
@@ -160,17 +162,20 @@ class Upkeep:
         rounds = 0
         while True:
             if rounds % _MEND_ROUNDS == 0:
-                # Also what was lost with nobody looking: to a hand, or to a peer's complaint about a chunk.
-                await self.mend()
+                with self._steady("looking for lost chunks"):
+                    # Also what was lost with nobody looking: to a hand, or to a peer's complaint about a chunk.
+                    await self.mend()
             rounds += 1
             await asyncio.sleep(pace.every)
-            checked = await asyncio.to_thread(scrub_step, self._agent.store, pace)
-            await self._repair(digest for rotten in checked.rotten for digest in rotten.packages)
+            with self._steady("scrubbing the store"):
+                checked = await asyncio.to_thread(scrub_step, self._agent.store, pace)
+                await self._repair(digest for rotten in checked.rotten for digest in rotten.packages)
 
     async def _room_on(self) -> None:
         while self._agent.config.watermarks is not None:
             await asyncio.sleep(_ROOM_SECONDS)
-            await self.make_room(0)
+            with self._steady("making room on the disk"):
+                await self.make_room(0)
 
     async def _repair(self, digests: Iterable[str]) -> tuple[str, ...]:
         names: list[str] = []
