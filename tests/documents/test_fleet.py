@@ -40,6 +40,8 @@ class Machine(RuleBasedStateMachine):
         # Values that a later delete has seen; and those that nothing was written over, by document and field.
         self.deleted: dict[tuple[str, str, str], set[int]] = {}
         self.alone: dict[tuple[str, str, str], int | None] = {}
+        # Documents that were deleted: a write that did not know may come before the deletion by its stamp.
+        self.hit: set[tuple[str, str]] = set()
 
     @rule(name=names, collection=collections, doc_id=doc_ids, fields=st.sets(field_names, min_size=1))
     def put(self, name, collection, doc_id, fields):
@@ -49,7 +51,11 @@ class Machine(RuleBasedStateMachine):
         now = json.loads(self.fleet.members[name].documents()[collection, doc_id])
         assert all(now[field] == value for field in fields), "a writer sees what it wrote"
         # Documents of the other collections live for a time only, by the clock of who wrote them.
-        over = collection != "things" and (self.is_long or self.fleet.members[name].skew < -20 * DAY)
+        over = (
+            (collection, doc_id) in self.hit
+            or (collection != "things"
+            and (self.is_long or self.fleet.members[name].skew < -20 * DAY))
+        )
         for field in fields:
             place = (collection, doc_id, field)
             self.alone[place] = None if place in self.alone or over else value
@@ -60,6 +66,7 @@ class Machine(RuleBasedStateMachine):
         seen = member.documents().get((collection, doc_id))
         self.fleet.delete(name, collection, doc_id)
         assert (collection, doc_id) not in member.documents()
+        self.hit.add((collection, doc_id))
         for field, value in json.loads(seen or "{}").items():
             self.deleted.setdefault((collection, doc_id, field), set()).add(value)
         for place in self.alone:

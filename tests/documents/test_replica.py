@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -286,3 +287,57 @@ async def test_encrypted_at_rest(nodes, clock, tmp_path):
         with pytest.raises(error):
             async with Replica.open(path, nodes["alpha"], clock, key=wrong):
                 raise AssertionError("opened with a wrong key")
+
+
+async def test_a_cancelled_write_harms_nobody(make):
+    replica = await make("alpha")
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(replica.put("things", str(number), '{"a":1}')) for number in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+    assert all(task.cancelled() for task in tasks[::2])
+    for number in range(1, 20, 2):
+        assert tasks[number].result() == replica.get("things", str(number))
+    assert (await replica.put("things", "0", '{"b":2}')).json in {'{"a":1,"b":2}', '{"b":2}'}
+
+
+async def test_a_snapshot_lets_others_work(make):
+    replica = await make("alpha")
+    async with asyncio.TaskGroup() as group:
+        for number in range(300):
+            group.create_task(replica.put("things", str(number), '{"a":1}'))
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(count())
+        with replica.subscribe() as feed:
+            await take(feed, 301)
+        counting.cancel()
+    assert turns > 5
+
+
+async def test_many_writers_share_commits(make, monkeypatch):
+    replica = await make("alpha")
+    commits = []
+    commit = replica._store.commit
+    monkeypatch.setattr(replica._store, "commit", lambda rows: (commits.append(len(rows)), commit(rows)))
+    async with asyncio.TaskGroup() as group:
+        for number in range(200):
+            group.create_task(replica.put("things", str(number), '{"a":1}'))
+    assert sum(commits) == 200
+    assert len(commits) < 20
+
+
+async def test_writes_of_one_document_at_once_all_count(make):
+    replica = await make("alpha")
+    async with asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(replica.put("things", "one", json.dumps({f"f{number}": number})))
+    assert json.loads(replica.get("things", "one").json) == {f"f{number}": number for number in range(50)}

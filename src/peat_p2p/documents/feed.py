@@ -21,6 +21,8 @@ from peat_p2p.documents.types import Change, Document, FeedEvent, Lagged, Snapsh
 from peat_p2p.documents.view import DocKey
 
 DEFAULT_PENDING = 10_000
+# After so many events without a pause others get a turn: a snapshot of a whole fleet takes seconds.
+_EVENTS_PER_TURN = 32
 
 
 class Subscription:
@@ -49,6 +51,7 @@ class Subscription:
         self._marker_due = False
         self._pending: dict[DocKey, None] = {}
         self._lagged = False
+        self._in_a_row = 0
         self._begin()
 
     def __enter__(self) -> Subscription:
@@ -92,6 +95,9 @@ class Subscription:
         while True:
             event = self._next()
             if event is not None:
+                self._in_a_row += 1
+                if self._in_a_row % _EVENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
                 return event
             if self._ended:
                 raise StopAsyncIteration
