@@ -61,6 +61,7 @@ def test_an_expired_certificate_does_not_start_and_says_what_to_do(fleet: Any) -
         assert done.returncode == 5, (command, done.stderr)
         assert "expired" in done.stderr
         assert "renew" in done.stderr
+        assert str(folder / "node.crt") in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from peat_p2p.core.clock import SystemClock
-from peat_p2p.core.errors import ConfigError
+from peat_p2p.core.errors import ConfigError, UntrustedError
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.errors import BadSignatureError, UnsignedError
 from peat_p2p.trust.identity import Identity, endpoint_id_of, public_key_of
@@ -63,7 +63,10 @@ class NodeCredentials:
             key = load_pem_private_key(key_pem, password=None)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{directory / KEY_FILE} is not an unencrypted private key in PEM") from error
-        identity = anchor.verify(certificate.public_bytes(Encoding.DER), SystemClock().wall() if at is None else at)
+        try:
+            identity = anchor.verify(certificate.public_bytes(Encoding.DER), SystemClock().wall() if at is None else at)
+        except UntrustedError as error:
+            raise type(error)(f"{directory / CERTIFICATE_FILE}: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or endpoint_id_of(key.public_key()) != identity.endpoint_id:
             raise ConfigError(f"{directory / KEY_FILE} is not the key of {directory / CERTIFICATE_FILE}")
         return cls(directory, identity, anchor, key, cert_pem, key_pem, ca_pem)
