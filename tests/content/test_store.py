@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from peat_p2p.content import batch as batch_module
+from peat_p2p.content import disk as disk_module
 from peat_p2p.content import store as store_module
 from peat_p2p.content.entries import FileEntry, Kind
 from peat_p2p.content.index import ChunkRef, Index
@@ -272,7 +272,7 @@ def test_disk_that_fills_up_is_named(
             raise OSError(number, os.strerror(number))
         return real(fd, data)
 
-    monkeypatch.setattr(batch_module.os, "write", write)
+    monkeypatch.setattr(disk_module.os, "write", write)
     with pytest.raises(ExhaustedError, match=str(store.root)):
         publish_tree(source)
     monkeypatch.undo()
@@ -281,6 +281,38 @@ def test_disk_that_fills_up_is_named(
     store.gc()
     assert store.stat().chunk_bytes == 0
     assert publish_tree(source).manifest.total_bytes == 500_000
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 3_000_001])
+@pytest.mark.parametrize("refused", [None, errno.EINVAL, errno.EOPNOTSUPP])
+def test_file_is_written_whole_whatever_its_size_and_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, refused: int | None
+) -> None:
+    real = os.open
+
+    def choose(path: Path, flags: int, mode: int) -> int:
+        if refused and flags & os.O_DIRECT:
+            os.close(real(path, flags & ~os.O_DIRECT, mode))  # as the kernel does it
+            raise OSError(refused, os.strerror(refused))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(disk_module.os, "open", choose)
+    data = random.Random(size).randbytes(size)
+    status = disk_module.write_new(tmp_path / "f", memoryview(data))
+    assert (tmp_path / "f").read_bytes() == data
+    assert status.st_size == size
+    assert status.st_mtime_ns == (tmp_path / "f").stat().st_mtime_ns
+    for other in (b"short", bytes(100_000)):
+        with pytest.raises(FileExistsError):
+            disk_module.write_new(tmp_path / "f", other)
+    assert (tmp_path / "f").read_bytes() == data
+
+
+def test_write_cut_short_by_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_module.os, "write", lambda fd, data: 1000)
+    with pytest.raises(OSError, match="No space left"):
+        disk_module.write_new(tmp_path / "f", bytes(100_000))
+    assert not (tmp_path / "f").exists()
 
 
 # Death

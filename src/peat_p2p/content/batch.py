@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from peat_p2p.content.chunking import pieces_root
-from peat_p2p.content.disk import disk_full
+from peat_p2p.content.disk import disk_full, write_new
 from peat_p2p.content.index import CHECK_BYTES, ChunkRef
 from peat_p2p.content.journal import ChunkRow, Journal
 from peat_p2p.content.packing import pack
@@ -107,14 +107,7 @@ class ChunkBatch:
         size = len(data)
         with disk_full(self._store.root, size, "a chunk"):
             try:
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-                try:
-                    written = 0
-                    while written < size:
-                        written += os.write(fd, data[written:])
-                    status = os.fstat(fd)
-                finally:
-                    os.close(fd)
+                status = write_new(temporary, data)
                 mtime_ns = self._store.settle(digest, temporary, status.st_mtime_ns)
             except BaseException:
                 temporary.unlink(missing_ok=True)
