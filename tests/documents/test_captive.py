@@ -241,3 +241,22 @@ async def test_a_node_is_told_when_it_has_written_too_much(make):
     await edge.delete("things", "0")
     await edge.delete("things", "1")
     await edge.put("things", "last", '{"a":1}')
+
+
+async def test_the_end_of_time_gives_no_power_over_who_counts_for_more(make, captive, sync):
+    from peat_p2p.core.errors import ConflictError
+    from peat_p2p.documents.content import Content, Value
+    from peat_p2p.documents.stamps import MAX_STAMP
+
+    hub, edge = await make("hub"), await make("edge")
+    for collection in ("manifests", "things"):
+        await captive.put(collection, "one", '{"a":1}')
+        key = captive._desk.key(collection, "one")
+        captive._desk.reissue(key, Content({"a": Value(MAX_STAMP, "1")}), 0)
+        await captive._durable()
+    for replica in (hub, edge):
+        await sync(captive, replica)
+    assert (await hub.put("manifests", "one", '{"a":2}')).json == '{"a":2}'
+    for collection in ("manifests", "things"):
+        with pytest.raises(ConflictError, match="end of time"):
+            await edge.put(collection, "one", '{"a":3}')

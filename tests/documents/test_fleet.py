@@ -51,10 +51,8 @@ class Machine(RuleBasedStateMachine):
         now = json.loads(self.fleet.members[name].documents()[collection, doc_id])
         assert all(now[field] == value for field in fields), "a writer sees what it wrote"
         # Documents of the other collections live for a time only, by the clock of who wrote them.
-        over = (
-            (collection, doc_id) in self.hit
-            or (collection != "things"
-            and (self.is_long or self.fleet.members[name].skew < -20 * DAY))
+        over = (collection, doc_id) in self.hit or (
+            collection != "things" and (self.is_long or self.fleet.members[name].skew < -20 * DAY)
         )
         for field in fields:
             place = (collection, doc_id, field)

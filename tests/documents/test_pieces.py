@@ -90,6 +90,17 @@ def test_bad_json_is_refused_with_its_place(text, says):
         split_object(text)
 
 
+def test_nesting_has_a_limit_of_its_own():
+    deep = "[" * 100 + '"[[[["' + "]" * 100
+    assert split_object(f'{{"a":{deep}}}') == {"a": deep} == check_fields({"a": deep})
+    wide = "[" + ",".join(["[]"] * 1000) + "]"
+    assert check_fields({"a": wide}) == {"a": wide}
+    with pytest.raises(InvalidInputError, match="100 levels"):
+        split_object(f'{{"a":[{deep}]}}')
+    with pytest.raises(InvalidInputError, match="100 levels"):
+        check_fields({"a": f"[{deep}]"})
+
+
 def test_a_number_of_a_million_digits_is_just_text():
     digits = "1" * 1_000_000
     assert split_object(f'{{"a":{digits}}}')["a"] == digits

@@ -15,6 +15,9 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed le
 
 from peat_p2p.core.errors import InvalidInputError
 
+# Python's own limit depends on who calls, so replicas could differ in what they accept.
+MAX_DEPTH = 100
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BLANK = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -117,15 +120,31 @@ def _value_end(text: str, begin: int, name: str) -> int:
         raise _bad(text, begin, f"the value of {name!r} is nested too deeply") from None
     except ValueError as error:
         raise _bad(text, begin, f"in the value of {name!r}: {error}") from None
+    if _is_deep(text[begin:end]):
+        raise _bad(text, begin, f"the value of {name!r} is nested too deeply: {MAX_DEPTH} levels are allowed")
     return end
 
 
 def _is_value(text: str) -> bool:
     """Whether the text is exactly one value; the way that most take."""
     try:
-        return bool(_SCAN(text, 0)[1] == len(text))
+        return bool(_SCAN(text, 0)[1] == len(text)) and not _is_deep(text)
     except (StopIteration, ValueError, RecursionError):
         return False
+
+
+def _is_deep(value: str) -> bool:
+    """Whether a JSON value is nested deeper than allowed."""
+    if value.count("[") + value.count("{") <= MAX_DEPTH:
+        return False
+    depth = deepest = 0
+    for character in _STRING.sub("", value):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest > MAX_DEPTH
 
 
 def _skip(text: str, at: int) -> int:

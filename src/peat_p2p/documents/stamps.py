@@ -8,7 +8,7 @@ clock.
 from __future__ import annotations
 
 COUNTER_BITS = 16
-# Half of the range is never issued nor accepted: there is always room above any stamp that is accepted.
+# Half of the range is not used, so that a stamp fits wherever a signed integer does.
 MAX_STAMP = (1 << 63) - 1
 
 
@@ -37,4 +37,5 @@ class StampClock:
         in the future does not spread its error to every document.
         """
         self.last = max(stamp_at(now), self.last + 1)
-        return max(self.last, above + 1)
+        # There is nothing above the end of time; whoever wrote that may still be outweighed.
+        return max(self.last, above + 1) if above < MAX_STAMP else self.last

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peat_p2p.core.errors import DeniedError, ExhaustedError, InvalidInputError, TooLargeError
+from peat_p2p.core.errors import ConflictError, DeniedError, ExhaustedError, InvalidInputError, TooLargeError
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import CHAIN_LENGTH, Chain
 from peat_p2p.documents.content import EXISTS, EXISTS_TEXT, Anchor, Content, Value, canonical, encode, extend
@@ -20,7 +20,7 @@ from peat_p2p.documents.jsontext import join_object
 from peat_p2p.documents.parts import Part
 from peat_p2p.documents.rules import BEACONS, is_known_reserved, is_public_name
 from peat_p2p.documents.shelf import Shelf
-from peat_p2p.documents.stamps import StampClock, stamp_time
+from peat_p2p.documents.stamps import MAX_STAMP, StampClock, stamp_time
 from peat_p2p.documents.types import Beat, Limits, PartKey
 from peat_p2p.documents.view import Judge, View
 
@@ -258,6 +258,11 @@ class Desk:
                 raise DeniedError(
                     f"{self._authority.node} may not write {name!r} of {key.collection}/{key.doc_id}:"
                     " another node's word counts for more there"
+                )
+            if seen is not None and seen.weight == weight and seen.value.stamp >= MAX_STAMP:
+                raise ConflictError(
+                    f"{name!r} of {key.collection}/{key.doc_id} was written as of the end of time by {seen.writer[0]}:"
+                    " only a node whose word counts for more can change it"
                 )
 
     def _check_size(self, collection: str, doc_id: str, texts: Mapping[str, str]) -> None:
