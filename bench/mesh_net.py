@@ -24,8 +24,11 @@ def _network(shape: dict[str, Any], seed: int) -> Network:
     return Network(parse({"sites": hosts, "links": links, "seed": seed}))
 
 
-def _start(fleet: Processes, *, engine: str) -> list[NodeProcess]:
-    """Twelve nodes; each knows the first of its own site and, if it is that, the first of the site before."""
+def _start(fleet: Processes, *, topology: bool) -> list[NodeProcess]:
+    """Twelve nodes; each knows the first of its own site and, if it is that, the first of the site before.
+
+    With `topology`, the mesh finds further links by itself; else there are these alone, one over each inter-site link.
+    """
     nodes: list[NodeProcess] = []
     firsts: list[NodeProcess] = []
     for site in SITES:
@@ -33,7 +36,7 @@ def _start(fleet: Processes, *, engine: str) -> list[NodeProcess]:
             peers = [firsts[-1]] if number else firsts[-1:]
             if number == 0 and site == SITES[-1]:
                 peers = [firsts[-1], firsts[0]]
-            node = fleet.start(f"{site}n{number}", *peers, site=site, topology=engine == "mesh", memory=True)
+            node = fleet.start(f"{site}n{number}", *peers, site=site, topology=topology, memory=True)
             nodes.append(node)
             if number == 0:
                 firsts.append(node)
@@ -71,7 +74,7 @@ def radio(run: Run) -> None:
 
 def _radio(run: Run, network: Network, fleet: Processes, seconds: float, engine: str) -> dict[str, Any]:
     _change(network, RING, rate="100M", loss=0.0, delay=0.001, jitter=0.0)
-    nodes = _start(fleet, engine=engine)
+    nodes = _start(fleet, topology=False)
     mine = {node.name: [f"{node.name}-{n:03d}" for n in range(AGENTS // len(nodes))] for node in nodes}
     run.say(f"{engine}: writing {AGENTS} agents on fast links")
     for node in nodes:
@@ -154,7 +157,7 @@ def _partition(
     run: Run, network: Network, fleet: Processes, seconds: float, rate: float, engine: str
 ) -> dict[str, Any]:
     cut = [("s1", "s2"), ("s0", "s3")]
-    nodes = _start(fleet, engine=engine)
+    nodes = _start(fleet, topology=engine == "mesh")
     for number in range(40):
         nodes[0].ask("put", collection="deployments", doc_id=f"before-{number}", fields={"n": number})
     if wait_until(lambda: _equal(nodes), 60, 0.5) is None:

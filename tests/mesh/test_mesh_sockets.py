@@ -12,7 +12,7 @@ import pytest
 
 from peat_p2p.core.address import HostPort, PeerAddress
 from peat_p2p.core.clock import SystemClock
-from peat_p2p.core.errors import ConfigError, InvalidInputError, UnavailableError
+from peat_p2p.core.errors import ConfigError, ExhaustedError, InvalidInputError, UnavailableError
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.mesh.types import MeshConfig
 from peat_p2p.trust.formation import Formation
@@ -248,3 +248,24 @@ async def test_an_optional_link_is_refused_by_a_node_with_enough(fleet: Any, unt
         await until(lambda: connected(a, 2) and connected(b) and connected(c))
         await asyncio.sleep(1.5)
         assert b.mesh.stats.connected_peers == c.mesh.stats.connected_peers == 1, "a dialled peer is not refused"
+
+
+async def test_a_node_that_cannot_write_pauses_instead_of_linking_again_and_again(
+    fleet: Any, until: Any, monkeypatch: Any
+) -> None:
+    async with fleet.node("a") as a, fleet.node("b", a.peer) as b:
+        await until(lambda: connected(a) and connected(b))
+        began: list[float] = []
+
+        async def full(updates: Any, source: str, cursors: Any = ()) -> list[Any]:
+            if updates:
+                began.append(time.monotonic())
+                raise ExhaustedError("no space left to write documents")
+            return []
+
+        monkeypatch.setattr(b.mesh._sink, "apply", full)
+        await a.put("commands", "x", '{"n": 1}')
+        await until(lambda: began)
+        await asyncio.sleep(2.5)
+        assert len(began) == 1
+        assert any("no space left" in peer.reason for peer in b.mesh.peers())

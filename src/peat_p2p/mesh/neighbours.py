@@ -218,3 +218,12 @@ def _read(doc_id: str, text: str) -> Known | None:
     if not addresses or not isinstance(site, str) or not isinstance(node_id, str):
         return None
     return Known(Member(doc_id, site), node_id, addresses, Source.TOPOLOGY)
+
+
+def read_addresses(texts: Sequence[str]) -> list[HostPort]:
+    """Those of the addresses that make sense."""
+    found = []
+    for text in texts:
+        with contextlib.suppress(ConfigError):
+            found.append(HostPort.parse(text))
+    return found

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 from peat_p2p.core.address import HostPort, check_endpoint_id
 from peat_p2p.core.clock import Clock
-from peat_p2p.core.errors import ConfigError, InvalidInputError, PeatError, UnavailableError
+from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, UnavailableError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
@@ -26,7 +26,7 @@ from peat_p2p.mesh.discovery import Found, announce, local_addresses
 from peat_p2p.mesh.door import Door
 from peat_p2p.mesh.frames import CLASSES, Hello, Reason
 from peat_p2p.mesh.link import LinkCore
-from peat_p2p.mesh.neighbours import SIDECARS, Neighbours
+from peat_p2p.mesh.neighbours import SIDECARS, Neighbours, read_addresses
 from peat_p2p.mesh.pace import FIRST_WINDOW
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
@@ -42,6 +42,7 @@ _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
 _SHORT_CONNECT = 3.0
+_UNABLE_FOR = 30.0
 _PLAN_EVERY = 15.0
 _PLAN_AT_MOST_EVERY = 0.5
 _PRUNE_AFTER = 60.0
@@ -84,6 +85,7 @@ class Mesh:
         self._active = True
         self._budget = config.link_budget
         self._accepting = 0
+        self._unable = (float("-inf"), "")
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,7 +186,7 @@ class Mesh:
         self._active = False
         now = self._clock.monotonic()
         for link in list(self._links.values()):
-            addresses = _parse_addresses(link.hello)
+            addresses = read_addresses(link.hello.addresses if link.hello is not None else ())
             if addresses and not link.dialled:
                 self._dialer.wish(link.peer, addresses, Source.RECENT, now)
             await link.end(Reason.STOPPED, "synchronisation was stopped there")
@@ -285,7 +287,7 @@ class Mesh:
     async def _dial(self) -> None:
         while True:
             now = self._clock.monotonic()
-            if self._active:
+            if self._active and now >= self._unable[0]:
                 since = now - self._planned_at
                 wanted = since > _PLAN_EVERY or (self._replan and since > _PLAN_AT_MOST_EVERY)
                 if self._config.topology and wanted:
@@ -301,6 +303,7 @@ class Mesh:
                 if self._config.topology:
                     pause = _PLAN_AT_MOST_EVERY if self._replan else _PLAN_EVERY
                     deadline = min(deadline, self._planned_at + pause - now)
+                deadline = max(deadline, self._unable[0] - now)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.01, deadline)):
                     await self._due.wait()
@@ -358,8 +361,9 @@ class Mesh:
         if opened is None:
             return
         stream, identity = opened
+        began = self._clock.monotonic()
         reason = await self._speak(stream, identity, dialled=False)
-        self._settle(identity.endpoint_id, reason, _IDLE)
+        self._settle(identity.endpoint_id, reason, self._clock.monotonic() - began)
 
     # -- links -------------------------------------------------------------------------------------------------------
 
@@ -382,7 +386,13 @@ class Mesh:
         try:
             end = await session.run()
             reason = end.detail or end.reason.name.lower()
-        except PeatError as error:
+        except ExhaustedError as error:
+            reason = str(error)
+            self._unable = (self._clock.monotonic() + _UNABLE_FOR, reason)
+            with contextlib.suppress(PeatError, OSError):
+                await session.end(Reason.BUSY, f"nothing can be taken there now: {reason}")
+                await stream.close()
+        except (PeatError, OSError) as error:
             reason = str(error)
         except Exception:
             _LOG.exception("the link to %s failed", identity)
@@ -421,6 +431,8 @@ class Mesh:
             raise RuntimeError("a link is admitted after its hello")
         if not self._active:
             return Reason.STOPPED, "synchronisation is stopped here"
+        if self._clock.monotonic() < self._unable[0]:
+            return Reason.BUSY, f"nothing can be taken there now: {self._unable[1]}"
         if peer in self._blocked:
             return Reason.DISCONNECTED, "disconnected by the operator"
         if peer == self._credentials.identity.endpoint_id:
@@ -486,11 +498,3 @@ class Mesh:
             bytes_received=link.stream.bytes_received if link is not None else 0,
             rtt=link.core.pacer.rtt if link is not None else None,
         )
-
-
-def _parse_addresses(hello: Hello | None) -> list[HostPort]:
-    found = []
-    for text in hello.addresses if hello is not None else ():
-        with contextlib.suppress(ConfigError):
-            found.append(HostPort.parse(text))
-    return found
