@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.plan import Plan
+from peat_p2p.swarm.plan import ASK_PATIENCE_S, Plan, whom_to_ask
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
 DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
@@ -172,6 +172,20 @@ def test_a_complete_neighbour_is_waited_for_once() -> None:
     assert plan.decide(0.0, ALL, (), peers, {}).inside
     assert not plan.decide(GRACE_S + 1, ALL, (), peers, {}).inside
     assert plan.decide(GRACE_S + 2, ALL, (), peers, {"b": [True] * 200}).inside
+
+
+def test_one_of_a_site_asks_outside_for_metadata_and_the_next_when_that_takes_long() -> None:
+    address = HostPort("127.0.0.1", 2)
+    everyone = [candidate(name, "s", complete=False, metadata=address) for name in SITE]
+    far = candidate("x", "t", metadata=address)
+    asking = []
+    for me in SITE:
+        peers = [peer for peer in everyone if peer.endpoint_id != me] + [far]
+        asking.append(far in whom_to_ask(peers, me, "s", "digest", 0.0))
+        assert far in whom_to_ask(peers, me, "s", "digest", len(SITE) * ASK_PATIENCE_S)
+    assert sum(asking) == 1
+    assert far in whom_to_ask([far], "a", "s", "digest", 0.0)
+    assert far in whom_to_ask([far, *everyone], "a", "", "digest", 0.0)
 
 
 def test_held_back_it_finishes_what_is_begun() -> None:

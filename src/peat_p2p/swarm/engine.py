@@ -100,7 +100,7 @@ class SwarmEngine:
                 server.serve(config.metadata_listen, self._credentials)
             )
             self.swarm_address = self._torrents.address
-            routes = Routes(await self._open_bearers())
+            routes = Routes(await self._open_bearers(), config.site)
             client = await self._stack.enter_async_context(MetadataClient(self._credentials, routes))
             self._around = Surroundings(
                 store=self._store,

@@ -151,15 +151,21 @@ class MetadataClient:
     """Asks other agents. One per engine; use as a context."""
 
     def __init__(
-        self, credentials: NodeCredentials, routes: Routes | None = None, *, idle_timeout: float = 30.0
+        self,
+        credentials: NodeCredentials,
+        routes: Routes | None = None,
+        *,
+        idle_timeout: float = 30.0,
+        connect_timeout: float = 8.0,
     ) -> None:
         self._routes = routes or Routes()
         self._credentials = credentials
         self._idle_timeout = idle_timeout
+        self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MetadataClient:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._idle_timeout, sock_read=self._idle_timeout)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=self._idle_timeout)
         connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(), limit=32, keepalive_timeout=5.0)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self

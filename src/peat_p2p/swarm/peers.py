@@ -98,11 +98,14 @@ class PeerBook:
         """The record of a peer, None when there is none."""
         return self._health.get(endpoint_id)
 
-    def failed(self, endpoint_id: str, now: float, error: str = "") -> None:
-        """A connection or request failed: leave the peer alone for 1, 2, 4 ... up to 60 seconds."""
+    def failed(self, endpoint_id: str, now: float, error: str = "", patience: float | None = None) -> None:
+        """A connection or request failed: leave the peer alone for `patience`, or 1, 2, 4 ... up to 60 seconds."""
         health = self.health(endpoint_id)
         health.failures += 1
         health.last_error = error
+        if patience is not None:
+            health.retry_at = now + patience
+            return
         health.retry_at = now + min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(health.failures - 1, 16))
 
     def tried(self, endpoint_id: str, now: float, patience: float) -> None:
@@ -157,6 +160,17 @@ class PeerBook:
     def due(self, candidates: Iterable[PeerCandidate], now: float) -> list[PeerCandidate]:
         """Those that may be tried now, best first."""
         return [peer for peer in self.order(candidates) if self._health.get(peer.endpoint_id, _UNKNOWN).retry_at <= now]
+
+    def why_nobody(self, candidates: Sequence[PeerCandidate], now: float) -> str:
+        """A sentence on why none of the candidates is connected."""
+        if not candidates:
+            return "no agent known here holds it; waiting for one to appear"
+        silent = [peer for peer in candidates if self.health(peer.endpoint_id).failures]
+        if len(silent) < len(candidates):
+            return f"connecting to {', '.join(peer.agent_id for peer in candidates[:3])}"
+        wait = self.next_due(candidates, now) or 0.0
+        last = self.health(silent[0].endpoint_id).last_error
+        return f"none of {len(candidates)} known holders answers (next try in {wait:.0f} s): {last}"
 
     def next_due(self, candidates: Iterable[PeerCandidate], now: float) -> float | None:
         """Seconds until the next candidate may be tried, None when there is none."""

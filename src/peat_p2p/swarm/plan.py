@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from peat_p2p.swarm.peers import PeerCandidate
-from peat_p2p.swarm.thrift import Thrift
+from peat_p2p.swarm.thrift import Thrift, rendezvous
+
+ASK_PATIENCE_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,17 @@ class Decision:
     inside: bool
     reason: str = ""
     first: frozenset[int] = frozenset()
+
+
+def whom_to_ask(
+    candidates: Sequence[PeerCandidate], me: str, site: str, digest: str, elapsed: float
+) -> list[PeerCandidate]:
+    """Whom to ask for metadata: of the agents of a site that fetch, one asks outside, the next if that takes long."""
+    able = [peer for peer in candidates if peer.metadata is not None and not peer.kin]
+    near = [peer for peer in able if site and peer.site == site and peer.endpoint_id != me]
+    fetching = [peer.endpoint_id for peer in near if not peer.complete]
+    rank = rendezvous(digest.encode(), [me, *fetching]).index(me)
+    return near if near and elapsed < rank * ASK_PATIENCE_S else able
 
 
 class Plan:

@@ -18,13 +18,14 @@ from peat_p2p.swarm.peers import PeerCandidate
 class Routes:
     """Finds addresses. Without `paths` every way is the straight one."""
 
-    def __init__(self, paths: Paths | None = None) -> None:
+    def __init__(self, paths: Paths | None = None, site: str = "") -> None:
         self._paths = paths
+        self._site = site
 
     async def swarm(self, peer: PeerCandidate) -> HostPort:
         """Where to dial a peer's torrents. Raises UnavailableError."""
         direct = await resolve(peer.swarm)
-        if self._paths is None or peer.metadata is None:
+        if self._paths is None or peer.metadata is None or self._near(peer):
             return direct
         return await self._paths.to(direct, bearer=await resolve(peer.metadata), service=Service.SWARM)
 
@@ -33,9 +34,13 @@ class Routes:
         if peer.metadata is None:
             raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
         direct = await resolve(peer.metadata)
-        if self._paths is None:
+        if self._paths is None or self._near(peer):
             return direct
         return await self._paths.to(direct, bearer=direct, service=Service.METADATA)
+
+    def _near(self, peer: PeerCandidate) -> bool:
+        """Neighbours are reached straight, also when a busy moment makes the path look long: see `Steering`."""
+        return bool(self._site) and peer.site == self._site
 
 
 async def resolve(address: HostPort) -> HostPort:

@@ -74,6 +74,8 @@ def session_settings(endpoint_id: str, listen: HostPort, limits: Limits) -> dict
         # An agent that has all it wants still serves, and one that waits still hears what others get.
         "close_redundant_connections": False,
         "seeding_outgoing_connections": False,
+        # A complete holder is not told of every chunk we get: across a thin link that costs as much as a few percent.
+        "send_redundant_have": False,
         # Who is dialled, and when again, is decided by `peers.PeerBook`: libtorrent tries once when told to.
         "max_failcount": 1,
         "min_reconnect_time": 1,

@@ -7,7 +7,9 @@ inside its site. Must not decide anything itself.
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.plan import Decision, Plan
@@ -15,6 +17,9 @@ from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrents import Reading, Torrent
 
+log = logging.getLogger(__name__)
+_COMPLETE_OUTSIDE = 2
+_PARTING_S = 3.0
 _UNWANTED, _ORDINARY, _FIRST = 0, 4, 7
 
 
@@ -23,6 +28,7 @@ class Steering:
 
     def __init__(self, torrent: Torrent, around: Surroundings, pieces: frozenset[int]) -> None:
         self.decision = Decision(pieces, False)
+        self._inside_since = 0.0
         self._torrent = torrent
         self._around = around
         self._plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
@@ -40,24 +46,48 @@ class Steering:
         pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
         partial = self._torrent.partial() if held or around.site else ()
         now = around.clock.monotonic()
-        decision = self.decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
+        decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
+        if decision.inside:
+            strangers = pieces_of.keys() - {peer.endpoint_id for peer in candidates if self._plan.near(peer)}
+            if not before.inside:
+                self._inside_since = now
+            if strangers and now - self._inside_since < _PARTING_S:
+                # Connections beyond the link are closed first, or they would be asked for what neighbours have.
+                decision = replace(decision, wanted=decision.wanted & frozenset(partial))
+        self.decision = decision
         for priority in (_FIRST, _ORDINARY, _UNWANTED):
             changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
             self._torrent.want(changed, priority)
         near = [peer for peer in candidates if self._plan.near(peer)]
+        if (decision.inside, decision.reason) != (before.inside, before.reason):
+            log.debug(
+                "%s: %s, %d of %d missing wanted (%s), connected to %s",
+                self._torrent.parsed.meta.infohash[:8],
+                "inside" if decision.inside else "outside",
+                len(decision.wanted),
+                len(pieces),
+                decision.reason,
+                ", ".join(peer.agent_id for peer in candidates if peer.endpoint_id in pieces_of),
+            )
         if decision.inside != before.inside:
             if decision.inside:
-                around.torrents.allow_inside(_hosts(near, reading, endpoints))
+                around.torrents.allow_inside(_hosts(near))
             self._torrent.keep_inside(decision.inside)
         if held:
             return []
-        return near if decision.inside else candidates
+        if decision.inside or not near:
+            return near if decision.inside else candidates
+        return [*near, *self._few([peer for peer in candidates if not self._plan.near(peer)])]
+
+    def _few(self, outside: Sequence[PeerCandidate]) -> Sequence[PeerCandidate]:
+        """Whom of those beyond a thin link to connect to: each connection costs, and complete holders the least."""
+        book = self._around.book
+        good = [peer for peer in outside if peer.complete and not book.health(peer.endpoint_id).failures]
+        return good[:_COMPLETE_OUTSIDE] or outside
 
 
-def _hosts(near: Sequence[PeerCandidate], reading: Reading, endpoints: dict[str, str]) -> set[str]:
-    names = {peer.endpoint_id for peer in near}
-    seen = {peer.address.host for peer in reading.peers if endpoints.get(peer.peer) in names}
-    return seen | {peer.swarm.host for peer in near if _is_ip(peer.swarm.host)}
+def _hosts(near: Sequence[PeerCandidate]) -> set[str]:
+    return {peer.swarm.host for peer in near if _is_ip(peer.swarm.host)}
 
 
 def _priority(decision: Decision, piece: int) -> int:

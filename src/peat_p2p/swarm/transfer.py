@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,19 +18,19 @@ from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
-from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError, UntrustedError
+from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
 from peat_p2p.swarm.dialer import Dialer
 from peat_p2p.swarm.ledger import Ledger, SourceBytes
-from peat_p2p.swarm.metadata import Partial
+from peat_p2p.swarm.metadata import NotHeldError, Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
-from peat_p2p.swarm.plan import Decision
+from peat_p2p.swarm.plan import Decision, whom_to_ask
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
 from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.swarm.torrents import PeerEvent, Reading, Torrent
-from peat_p2p.swarm.written import remove_files, written
+from peat_p2p.swarm.written import disk_error, remove_files, written
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
@@ -232,6 +231,7 @@ class Transfer:
         """Ask one candidate after the other, for as long as it takes."""
         around = self._around
         partial = Partial()
+        begun = around.clock.monotonic()
         while True:
             held = around.hold(self)
             if held:
@@ -239,22 +239,34 @@ class Transfer:
                 await asyncio.sleep(TICK_S)
                 continue
             candidates = self._candidates()
-            asked = [peer for peer in candidates if peer.metadata is not None]
-            for peer in around.book.due(asked, around.clock.monotonic()):
-                self._set(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
-                try:
-                    info = await around.client.info(peer, self.manifest.infohash, partial)
-                    parsed = await self._parse(info)
-                except UnavailableError as error:
-                    around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
-                except PeatError as error:
-                    log.warning("%s sent bad metadata of %s: %s", peer.agent_id, self.manifest.reference, error)
-                    self._blame(peer_fingerprint(peer.endpoint_id))
-                else:
-                    around.book.succeeded(peer.endpoint_id)
+            now = around.clock.monotonic()
+            asked = whom_to_ask(candidates, around.endpoint_id, around.site, self.manifest_digest, now - begun)
+            for peer in around.book.due(asked, now):
+                parsed = await self._ask(peer, partial)
+                if parsed is not None:
                     return parsed
             self._set(TransferState.WAITING, self._why_waiting(candidates))
-            await self._pause(around.book.next_due(asked, around.clock.monotonic()))
+            wait = around.book.next_due(asked, around.clock.monotonic())
+            await self._pause(TICK_S if len(asked) < len(candidates) else wait)
+
+    async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
+        around = self._around
+        self._set(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
+        try:
+            parsed = await self._parse(await around.client.info(peer, self.manifest.infohash, partial))
+        except NotHeldError as error:
+            # One that fetches, too, may have it in a moment.
+            patience = TICK_S if not peer.complete else None
+            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error), patience)
+        except UnavailableError as error:
+            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
+        except PeatError as error:
+            log.warning("%s sent bad metadata of %s: %s", peer.agent_id, self.manifest.reference, error)
+            self._blame(peer_fingerprint(peer.endpoint_id))
+        else:
+            around.book.succeeded(peer.endpoint_id)
+            return parsed
+        return None
 
     async def _parse(self, info: bytes) -> ParsedInfo:
         parsed = await asyncio.to_thread(parse_info, info, self.manifest.infohash, self._around.ca_pem)
@@ -326,7 +338,7 @@ class Transfer:
         while pieces:
             reading = torrent.read()
             if reading.errno:
-                self._raise_disk(reading)
+                raise disk_error(reading, self.manifest.reference, around.store.root)
             done = [n for n in pieces if reading.have[n]]
             if done:
                 steering.fetched()
@@ -452,15 +464,7 @@ class Transfer:
                 await self._source.wait_change()
 
     def _why_waiting(self, candidates: list[PeerCandidate]) -> str:
-        if not candidates:
-            return "no agent known here holds it; waiting for one to appear"
-        book, now = self._around.book, self._around.clock.monotonic()
-        silent = [peer for peer in candidates if book.health(peer.endpoint_id).failures]
-        if len(silent) < len(candidates):
-            return f"connecting to {', '.join(peer.agent_id for peer in candidates[:3])}"
-        wait = book.next_due(candidates, now) or 0.0
-        last = book.health(silent[0].endpoint_id).last_error
-        return f"none of {len(candidates)} known holders answers (next try in {wait:.0f} s): {last}"
+        return self._around.book.why_nobody(candidates, self._around.clock.monotonic())
 
     def _from_whom(self, reading: Reading, decision: Decision) -> str:
         names = sorted(self._names.get(peer.peer, peer.peer) for peer in reading.peers)
@@ -473,12 +477,6 @@ class Transfer:
                 self._names[peer] = candidate.agent_id
                 self._around.book.sent_bad(candidate.endpoint_id, self._around.clock.monotonic())
         log.warning("%s: %s sent bad data", self.manifest.reference, self._names.get(peer, peer))
-
-    def _raise_disk(self, reading: Reading) -> None:
-        text = f"fetch of {self.manifest.reference} stopped: {reading.error}"
-        if reading.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ExhaustedError(f"{text}; free space under {self._around.store.root} and fetch again")
-        raise UnavailableError(text)
 
     def _drop_torrent(self) -> None:
         if self.torrent is not None:

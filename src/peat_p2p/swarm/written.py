@@ -1,13 +1,14 @@
 """Waiting until finished pieces are in their files.
 
 libtorrent reports a piece when its hash is right, which is before its blocks are written: it keeps them in memory for
-seconds. Owns the wait, and the clean start that makes it sound; what does not come to match in
-time is left to the caller. Must not know the store's journal.
+seconds. Owns the wait, what a failing disk means, and the clean start that makes it sound; what does not come to match
+in time is left to the caller. Must not know the store's journal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from blake3 import blake3
 
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.store import ChunkStore
-from peat_p2p.swarm.torrents import Torrent
+from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError
+from peat_p2p.swarm.torrents import Reading, Torrent
 
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 
@@ -41,6 +43,14 @@ def _unlike(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
         if blake3(data).digest() != chunk.digest:
             bad.append(chunk)
     return bad
+
+
+def disk_error(reading: Reading, reference: str, root: Path) -> PeatError:
+    """What to raise when libtorrent cannot write on."""
+    text = f"fetch of {reference} stopped: {reading.error}"
+    if reading.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExhaustedError(f"{text}; free space under {root} and fetch again")
+    return UnavailableError(text)
 
 
 def remove_files(paths: Iterable[Path]) -> None:
