@@ -116,11 +116,9 @@ def test_what_is_tampered_with_is_not_acted_on(fleet: Any, source: Path) -> None
     # 3. A true command of the hub whose payload is changed under way.
     command_id = hub.send("pull", "--target", "victim", "--package", "late:1.0")
     fleet.until(lambda: captured.get("commands", command_id))
-    captured.put(
-        "commands",
-        command_id,
-        {"payload_json": json.dumps({"package": "app", "version": "1.0"}), "target_id": "*"},
-    )
+    with pytest.raises(urllib.error.HTTPError) as caught:  # an honest sidecar does not even take it
+        captured.put("commands", command_id, {"payload_json": json.dumps({"package": "app"}), "target_id": "*"})
+    assert json.loads(caught.value.read())["code"] == "permission_denied"
     assert fleet.until(lambda: victim.get("commands", "evil"), what="what was forged reaches the victim")
     fleet.until(lambda: victim.get("manifests", "66" * 32))
     time.sleep(2)
