@@ -154,6 +154,7 @@ def test_certificates_of_writers_long_gone_go(new_fleet):
     fleet.days(1, [names])
     shelf = fleet.members["alpha"].ledger.shelf
     fleet.days(50, [names[:2]])
+    assert len(fleet.parts("alpha", gone.id)) == 3, "where it was, and its beacons of two classes"
     assert shelf.certificate(gone.id) is not None, "the certificate is still good"
     fleet.days(20, [names[:2]])
     assert shelf.certificate(gone.id) is None

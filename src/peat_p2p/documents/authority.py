@@ -37,7 +37,9 @@ Policy = Callable[[Claim], str]
 
 def formation_policy(claim: Claim) -> str:
     """Refuse what no certificate that is yet to come could make right."""
-    return refusal(claim.origin, claim.collection, claim.doc_id, claim.fields, claim.deletes, claimed=False)
+    # Only of commands does it matter which field it is; all fields of a large part need not be asked for one by one.
+    fields = claim.fields if claim.collection == "commands" else list(claim.fields)[:1]
+    return refusal(claim.origin, claim.collection, claim.doc_id, fields, claim.deletes, claimed=False)
 
 
 class Authority(Protocol):

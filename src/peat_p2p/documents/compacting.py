@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from peat_p2p.documents.content import Content
 from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, CollectionRule, is_reserved
+from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, SIDECARS, CollectionRule, is_reserved
 from peat_p2p.documents.shelf import Shelf
 from peat_p2p.documents.stamps import stamp_at, stamp_time
 from peat_p2p.documents.types import PartKey
@@ -83,10 +83,11 @@ class Compactor:
         }
         if not gone:
             return
-        beacons = {f"{BEACONS}{klass}" for klass in range(CLASSES)}
-        busy = {part.key.origin for part in self._shelf.parts() if part.key.collection not in beacons}
+        # What a node says of itself as a node lasts as long as its certificate.
+        own = {SIDECARS, *(f"{BEACONS}{klass}" for klass in range(CLASSES))}
+        busy = {part.key.origin for part in self._shelf.parts() if part.key.collection not in own}
         for origin in gone - busy:
-            for collection in beacons:
+            for collection in own:
                 self._remove([part.key for part in self._shelf.writers(collection, origin).values()])
             self._shelf.staged.certificates[origin] = None
             for epoch, klass in self._shelf.cursor_peers().get(origin, {}):

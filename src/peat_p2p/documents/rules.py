@@ -43,7 +43,7 @@ _RULES = {
     "rollouts": CollectionRule(klass=0),
     "manifests": CollectionRule(klass=0),
     CERTIFICATES: CollectionRule(klass=0),
-    SIDECARS: CollectionRule(klass=1, ttl=30 * _DAY),
+    SIDECARS: CollectionRule(klass=1),
     "deployments": CollectionRule(klass=1, follows="platforms"),
     "packages": CollectionRule(klass=2, follows="platforms"),
     "platforms": CollectionRule(klass=3, ttl=30 * _DAY, live_field="last_seen"),
