@@ -63,6 +63,7 @@ class SidecarLink:
         self._due = asyncio.Event()
         self._back = asyncio.Event()
         self._down_reason = ""
+        self._complaint = ""
 
     @property
     def reason(self) -> str:
@@ -153,12 +154,14 @@ class SidecarLink:
             self._book.refused(write)
             taken.append(True)
         except (PeatError, OSError) as error:
-            if not isinstance(error, UnavailableError):
+            if not isinstance(error, UnavailableError) and self._complaint != str(error):
+                self._complaint = str(error)
                 log.warning("the sidecar failed to take %s/%s: %s", key.collection, key.doc_id, error)
             self._book.failed(write)
             taken.append(False)
         else:
             self._book.wrote(write)
+            self._complaint = ""
             taken.append(True)
 
     def _document(self, collection: str, doc_id: str, fields: Mapping[str, Any] | None) -> None:
