@@ -8,10 +8,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from peat_p2p.cli.connect import Place
 from peat_p2p.cli.options import find_endpoints, node_config, node_options
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.config import NodeConfig
-from peat_p2p.core.errors import NotFoundError
+from peat_p2p.core.errors import NotFoundError, UnavailableError
 
 EID = "ab" * 32
 
@@ -114,3 +115,15 @@ def test_endpoints_of_separate_processes_are_merged(tmp_path: Path) -> None:
     (tmp_path / "agent.json").write_text(json.dumps({"node_id": "n", "endpoint_id": "e", "http": "http://b"}))
     found = find_endpoints(tmp_path)
     assert (found.api, found.http) == ("http://a", "http://b")
+
+
+def test_a_hub_is_no_agent(tmp_path: Path) -> None:
+    hub = {"node_id": "n", "endpoint_id": "e", "api": "http://a", "http": "http://h", "hub": "http://h"}
+    (tmp_path / "hub.json").write_text(json.dumps(hub))
+    place = Place(data_dir=tmp_path, sidecar_url="", agent_url="", token_file=None)
+    assert place.sidecar().address == "http://a"
+    with pytest.raises(UnavailableError, match="no agent runs"):
+        place.agent()
+    (tmp_path / "agent.json").write_text(json.dumps({"node_id": "n", "endpoint_id": "e", "http": "http://b"}))
+    (tmp_path / "hub.json").unlink()
+    assert place.agent().address == "http://b"

@@ -40,7 +40,11 @@ class Place:
 
     def agent(self) -> AgentClient:
         """A client of the node's agent. Raises NotFoundError or UnavailableError when none runs."""
-        url = self.agent_url or find_endpoints(self.data_dir).http
+        url = self.agent_url
+        if not url:
+            found = find_endpoints(self.data_dir)
+            # Beside a hub's sidecar stands the hub's own API, which is no agent.
+            url = found.http if found.http != found.hub else ""
         if not url:
             raise UnavailableError(
                 f"no agent runs with the data folder {self.data_dir}; start one with `peat agent` or `peat up`, "
