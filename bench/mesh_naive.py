@@ -122,6 +122,8 @@ class NaiveNode:
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(self._send(socket, queue))
                 async for message in socket:
+                    if message.type is not aiohttp.WSMsgType.TEXT:
+                        break
                     self._received += len(message.data)
                     got = json.loads(message.data)
                     self._take(got["c"], got["i"], got["t"], got["d"], socket)
