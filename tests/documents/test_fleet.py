@@ -138,6 +138,7 @@ class FleetMachine(Machine):
             self.maybe_lost()
             member.store.rows = old
             member.start(self.fleet.now)
+            self.maybe_lost()
 
     @rule()
     def tend(self):
