@@ -189,7 +189,7 @@ def run_machine(machine, new_fleet, examples, steps):
     )
 
 
-HISTORIES = int(os.environ.get("PEAT_HISTORIES", "100"))
+HISTORIES = int(os.environ.get("PEAT_HISTORIES", "200"))
 
 
 @pytest.mark.timeout(600)
