@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
                 self.alone[collection, doc_id, field] = None
 
     def check(self):
-        found = {key: json.loads(text) for key, text in self.fleet.check_equal().items()}
+        found = {key: json.loads(text) for key, text in self.fleet.check_equal(lasting=self.is_long).items()}
         for (collection, doc_id), fields in found.items():
             for field, value in fields.items():
                 assert value not in self.deleted.get((collection, doc_id, field), ()), "a deleted value is back"
