@@ -279,7 +279,7 @@ class Fleet:
         raise AssertionError("the fleet does not come to rest")
 
     def check_equal(self, *, lasting=False):
-        """All have the same documents; `lasting`: but for those that end by time, some hours earlier here than there."""
+        """All have the same documents; `lasting`: but for those that end by time, hours earlier here than there."""
         views = {name: member.documents() for name, member in self.members.items()}
         if lasting:
             views = {n: {key: text for key, text in view.items() if key[0] == "things"} for n, view in views.items()}
