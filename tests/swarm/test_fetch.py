@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -272,6 +273,21 @@ async def test_a_full_disk_is_told_before_the_transfer(node, content, monkeypatc
             await transfer.wait()
     assert transfer.status().state is TransferState.FAILED
     assert transfer.status().received == 0
+
+
+async def test_a_disk_that_fills_on_the_way_ends_the_transfer_with_the_way_out(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=3_000_000))
+    await (await ann.start(upload_limit=1_000_000)).seed(package)
+    transfer = (await bob.start()).fetch(package.envelope, StaticPeers([ann.candidate()]))
+    async with asyncio.timeout(20):
+        async for status in transfer.updates():
+            if status.state is TransferState.FETCHING:
+                break
+        transfer.torrent.failure = (errno.ENOSPC, "No space left on device")
+        with pytest.raises(ExhaustedError, match=r"app:1\.0 stopped: No space left on device; free space under"):
+            await transfer.wait()
+    assert transfer.status().state is TransferState.FAILED
 
 
 async def test_cancel_keeps_verified_chunks_and_unseed_stops_serving(node, content) -> None:

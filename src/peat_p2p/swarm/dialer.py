@@ -13,12 +13,10 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from peat_p2p.core.address import HostPort
-from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
-from peat_p2p.swarm.metadata import MetadataClient
-from peat_p2p.swarm.peers import PeerBook, PeerCandidate
-from peat_p2p.swarm.routes import Routes
+from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.session import peer_fingerprint
+from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrents import Torrent
 
 log = logging.getLogger(__name__)
@@ -30,21 +28,14 @@ class Dialer:
     """Connects one torrent to candidates. `tasks` runs the attempts; `stop` ends them."""
 
     def __init__(
-        self,
-        torrent: Torrent,
-        envelope: dict[str, Any],
-        client: MetadataClient,
-        book: PeerBook,
-        clock: Clock,
-        routes: Routes,
-        tasks: asyncio.TaskGroup,
+        self, torrent: Torrent, envelope: dict[str, Any], around: Surroundings, tasks: asyncio.TaskGroup
     ) -> None:
         self._torrent = torrent
         self._envelope = envelope
-        self._client = client
-        self._book = book
-        self._clock = clock
-        self._routes = routes
+        self._client = around.client
+        self._book = around.book
+        self._clock = around.clock
+        self._routes = around.routes
         self._tasks = tasks
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._dialled: dict[HostPort, str] = {}

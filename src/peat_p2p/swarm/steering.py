@@ -58,6 +58,7 @@ class Steering:
         for priority in (_FIRST, _ORDINARY, _UNWANTED):
             changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
             self._torrent.want(changed, priority)
+        around.torrents.long_path(self._torrent, any(_by_bearer(peer, reading) for peer in candidates))
         near = [peer for peer in candidates if self._plan.near(peer)]
         if (decision.inside, decision.reason) != (before.inside, before.reason):
             log.debug(
@@ -84,6 +85,14 @@ class Steering:
         book = self._around.book
         good = [peer for peer in outside if peer.complete and not book.health(peer.endpoint_id).failures]
         return good[:_COMPLETE_OUTSIDE] or outside
+
+
+def _by_bearer(candidate: PeerCandidate, reading: Reading) -> bool:
+    """Whether a candidate of another machine is connected by a port of this one."""
+    name = peer_fingerprint(candidate.endpoint_id)
+    return not candidate.swarm.is_loopback and any(
+        peer.peer == name and peer.outgoing and peer.address.is_loopback for peer in reading.peers
+    )
 
 
 def _hosts(near: Sequence[PeerCandidate]) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import libtorrent as lt
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.ledger import Connection
-from peat_p2p.swarm.session import Limits, alerts, open_session, wait_listening
+from peat_p2p.swarm.session import LONG_QUEUE_S, QUEUE_S, Limits, alerts, open_session, wait_listening
 from peat_p2p.swarm.torrent import ParsedInfo
 from peat_p2p.trust.credentials import NodeCredentials
 
@@ -78,6 +79,7 @@ class Torrent:
         self.wake = asyncio.Event()
         self.flushed = asyncio.Event()
         self.events: list[PeerEvent] = []
+        self.failure = (0, "")
         self._handle = handle
 
     def read(self) -> Reading:
@@ -85,13 +87,17 @@ class Torrent:
         status = self._handle.status(lt.torrent_handle.query_pieces)
         peers = tuple(_peer_reading(peer) for peer in self._handle.get_peer_info() if not peer.flags & _NOT_CONNECTED)
         code = status.errc
+        errno_, error = (code.value(), code.message()) if code.value() else self.failure
+        if not errno_ and status.flags & lt.torrent_flags.upload_mode:
+            # libtorrent stops fetching so when it cannot write; the alert that says why was lost.
+            errno_, error = errno.EIO, "the disk does not take it"
         return Reading(
             have=list(status.pieces) or [False] * len(self.parsed.chunks),
             received=status.total_payload_download,
             rate=status.download_payload_rate,
             peers=peers,
-            errno=code.value(),
-            error=code.message() if code.value() else "",
+            errno=errno_,
+            error=error,
         )
 
     def count(self) -> int:
@@ -159,6 +165,7 @@ class TorrentSession:
         self._save_path = save_path
         self._torrents: dict[str, Torrent] = {}
         self._inside: set[str] = set()
+        self._long: set[str] = set()
         self._stack = contextlib.ExitStack()
 
     @classmethod
@@ -228,6 +235,7 @@ class TorrentSession:
         """Take a torrent out; its files stay."""
         if self._torrents.get(torrent.parsed.meta.infohash) is torrent:
             del self._torrents[torrent.parsed.meta.infohash]
+            self.long_path(torrent, False)
         if self._session is not None and torrent.handle.is_valid():
             self._session.remove_torrent(torrent.handle)
 
@@ -244,6 +252,13 @@ class TorrentSession:
             rules.add_rule(host, host, 0)
         # Only torrents with the flag of `keep_inside` look at it.
         self._session.set_ip_filter(rules)
+
+    def long_path(self, torrent: Torrent, is_long: bool) -> None:
+        """Whether a torrent fetches by a bearer: then more must be asked for ahead, or the link idles."""
+        before = bool(self._long)
+        (self._long.add if is_long else self._long.discard)(torrent.parsed.meta.infohash)
+        if self._session is not None and bool(self._long) != before:
+            self._session.apply_settings({"request_queue_time": LONG_QUEUE_S if self._long else QUEUE_S})
 
     def pause(self, paused: bool) -> None:
         """Stop or resume all traffic."""
@@ -281,6 +296,8 @@ class TorrentSession:
             if isinstance(alert, lt.cache_flushed_alert):
                 found.flushed.set()
                 continue
+            if isinstance(alert, lt.file_error_alert):
+                found.failure = (alert.error.value(), f"{alert.error.message()} ({alert.filename()})")
             event = _peer_event(alert)
             if event is not None:
                 found.events.append(event)

@@ -320,12 +320,16 @@ class Transfer:
         self.torrent = torrent
         pieces = {n: chunk for n, chunk in enumerate(parsed.chunks) if chunk.hex in mine}
         torrent.want([n for n, chunk in enumerate(parsed.chunks) if chunk.hex in at.missing and n not in pieces], 0)
+        good, failure = False, None
         async with asyncio.TaskGroup() as tasks:
-            self._dialer = Dialer(
-                torrent, self.envelope, around.client, around.book, around.clock, around.routes, tasks
-            )
-            good = await self._run_torrent(torrent, pieces)
+            self._dialer = Dialer(torrent, self.envelope, around, tasks)
+            try:
+                good = await self._run_torrent(torrent, pieces)
+            except Exception as error:  # raised below: the group would wrap it
+                failure = error
             self._dialer.stop()
+        if failure is not None:
+            raise failure
         torrent.keep_inside(False)
         if good:
             await self._wait_landed(parsed)
@@ -422,7 +426,10 @@ class Transfer:
         if held:
             self._set(TransferState.WAITING, held)
         elif reading.peers:
-            self._set(TransferState.FETCHING, self._from_whom(reading, decision))
+            names = sorted(self._names.get(peer.peer, peer.peer) for peer in reading.peers)
+            self._set(
+                TransferState.FETCHING, "; ".join(filter(None, (f"from {', '.join(names[:8])}", decision.reason)))
+            )
         else:
             self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
 
@@ -465,10 +472,6 @@ class Transfer:
 
     def _why_waiting(self, candidates: list[PeerCandidate]) -> str:
         return self._around.book.why_nobody(candidates, self._around.clock.monotonic())
-
-    def _from_whom(self, reading: Reading, decision: Decision) -> str:
-        names = sorted(self._names.get(peer.peer, peer.peer) for peer in reading.peers)
-        return f"from {', '.join(names[:8])}" + (f"; {decision.reason}" if decision.reason else "")
 
     def _blame(self, peer: str) -> None:
         self._ledger.bad_peers[peer] = self._ledger.bad_peers.get(peer, 0) + 1
