@@ -170,3 +170,21 @@ def test_a_peer_is_not_believed_that_something_is_forgotten(new_fleet):
     (part,) = fleet.parts("bravo", "one")
     fleet._forget("bravo", "charlie", [(part.key, part.version)])
     assert fleet.parts("bravo", "one") == [part]
+
+
+def test_a_node_alone_forgets_too_but_not_by_a_clock_that_jumped(new_fleet):
+    fleet = new_fleet(("alpha",))
+    fleet.put("alpha", "things", "deleted", {"a": 1})
+    fleet.delete("alpha", "things", "deleted")
+    fleet.put("alpha", "platforms", "alpha", {"a": 1})
+    fleet.members["alpha"].skew = 3e8
+    fleet.put("alpha", "things", "one", {"a": 1})
+    fleet.tend("alpha")
+    assert documents(fleet) == {"alpha", "one"}
+    assert fleet.parts("alpha", "deleted") != []
+    fleet.members["alpha"].skew = 0.0
+    for _ in range(31 * 4):
+        fleet.now += 6 * 3600
+        fleet.tend("alpha")
+    assert documents(fleet) == {"one"}
+    assert fleet.parts("alpha", "deleted") == []

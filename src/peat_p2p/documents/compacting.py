@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from peat_p2p.documents.content import Content
 from peat_p2p.documents.horizon import Horizon
 from peat_p2p.documents.parts import Part
-from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, SIDECARS, CollectionRule, is_reserved
+from peat_p2p.documents.rules import BEACONS, CERTIFICATES, CLASSES, SIDECARS, CollectionRule
 from peat_p2p.documents.shelf import Shelf
-from peat_p2p.documents.stamps import stamp_at, stamp_time
+from peat_p2p.documents.stamps import MAX_STAMP, stamp_at, stamp_time
 from peat_p2p.documents.types import PartKey
 from peat_p2p.documents.view import DocKey, View, said_fields
 from peat_p2p.documents.writing import Desk
 
+_TIME = "time"
 _DAY = 86_400.0
 # How far a writer's newest signed stamp may be behind the fleet's time: a chain of heartbeats is anchored anew sooner.
 _VOUCHED = 6 * 3600.0
@@ -37,22 +38,26 @@ class Compactor:
         """The time that forgetting goes by: `now`, but not later than what other writers have signed vouches for.
 
         So a clock that jumps ahead makes a node forget nothing, and neither does being alone for long. Where there
-        are no others, this node's own writes vouch.
+        are no others, time goes on from what it was by some hours at most each time this node looks.
         """
         me = self._desk.key("", "").origin
-        own = others = 0
+        others = 0
+        oldest = MAX_STAMP
         for part in self._shelf.parts():
             if part.key.origin == me:
-                # What this node writes by itself, such as its beacons, follows its clock and proves nothing.
-                own = own if is_reserved(part.key.collection) else max(own, part.version)
+                oldest = min(oldest, part.version)
             else:
                 others = max(others, part.version)
-        vouched = others or own
-        return min(now, stamp_time(vouched) + _VOUCHED) if vouched else 0.0
+        if others:
+            return min(now, stamp_time(others) + _VOUCHED)
+        before = int.from_bytes(self._shelf.meta.get(_TIME, b""), "big")
+        return min(now, (before or stamp_time(oldest)) + _VOUCHED)
 
     def begin(self, now: float) -> Iterator[DocKey]:
         """Stage the new floor and name the documents to look at, one after the other."""
-        self._horizon.raise_floor(stamp_at(self.time(now) - self._shelf.rules.horizon))
+        time = self.time(now)
+        self._shelf.staged.meta[_TIME] = int(time).to_bytes(8, "big")
+        self._horizon.raise_floor(stamp_at(time - self._shelf.rules.horizon))
         for collection in self._shelf.collections():
             if not collection.startswith(BEACONS):
                 for doc_id in self._shelf.doc_ids(collection):
