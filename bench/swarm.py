@@ -41,13 +41,13 @@ def _network(topology: Topology) -> Network:
 
 
 def _star(names: Sequence[str], rate: float, seed: int) -> Topology:
-    """Every agent at the end of its own line of `rate` bit/s both ways, 5 ms from the middle."""
+    """Every agent at the end of its own line of `rate` bit/s both ways, 1 ms from the middle."""
     return parse(
         {
             "name": "star",
             "seed": seed,
             "sites": {"core": ["core"], **{name: [name] for name in names}},
-            "links": [{"between": ["core", name], "rate": rate, "delay": 0.005} for name in names],
+            "links": [{"between": ["core", name], "rate": rate, "delay": 0.001} for name in names],
         }
     )
 

@@ -26,6 +26,16 @@ def test_the_last_bytes_of_a_closed_connection_are_its_own() -> None:
     assert ledger.by_peer == {"a": 90, "b": 60}
 
 
+def test_a_connection_that_is_missing_from_a_reading_is_not_counted_twice() -> None:
+    ledger = Ledger()
+    ledger.observe(100, [Connection("a", "1", 100)])
+    ledger.observe(100, [])
+    ledger.observe(150, [Connection("a", "1", 150)])
+    assert (ledger.received, ledger.by_peer) == (150, {"a": 150})
+    ledger.observe(170, [Connection("a", "1", 20)])
+    assert ledger.by_peer == {"a": 170}
+
+
 def test_readings_apart_in_time_even_out() -> None:
     ledger = Ledger()
     ledger.observe(100, [Connection("a", "1", 130)])

@@ -22,8 +22,7 @@ from peat_p2p.core.address import HostPort
 from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.core.errors import UnavailableError
-from peat_p2p.swarm.bearers.paths import Paths
-from peat_p2p.swarm.bearers.relay import Service, open_bearers
+from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
 from peat_p2p.swarm.budget import Budget, Meter
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
 from peat_p2p.swarm.peers import PeerBook, PeerHealth, PeerSource
@@ -176,12 +175,12 @@ class SwarmEngine:
         """Change the caps in bytes per second; 0 is none."""
         self._torrents.set_limits(Limits(download, upload))
 
-    async def _open_bearers(self) -> Paths | None:
+    async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""
         services = {Service.SWARM: _joined(self.swarm_address), Service.METADATA: _joined(self.metadata_address)}
         listen = HostPort(self._config.metadata_listen.host, self.metadata_address.port)
         try:
-            return Paths(await self._stack.enter_async_context(open_bearers(listen, services)))
+            return await self._stack.enter_async_context(open_bearers(listen, services))
         except UnavailableError as error:
             log.warning("no bearer for long links: %s", error)
             return None

@@ -50,6 +50,7 @@ class Ledger:
     _session_received: int = 0
     _attributed: int = 0
     _open: dict[str, Connection] = field(default_factory=dict)
+    _last: dict[str, int] = field(default_factory=dict)
 
     def observe(self, session_received: int, connections: Iterable[Connection]) -> None:
         """Take a reading: the torrent's payload bytes in this session, and those of each live connection.
@@ -63,8 +64,10 @@ class Ledger:
         self.received += gained
         now = {connection.key: connection for connection in connections}
         for key, connection in now.items():
-            before = self._open.get(key)
-            self._attribute(connection.peer, connection.received - (before.received if before else 0))
+            # A connection may be missing from one reading; less than before means another one at the same address.
+            before = self._last.get(key, 0)
+            self._attribute(connection.peer, connection.received - (before if connection.received >= before else 0))
+            self._last[key] = connection.received
         gone = {connection.peer for key, connection in self._open.items() if key not in now}
         if gone or not now:
             self._attribute(gone.pop() if len(gone) == 1 else UNKNOWN_SOURCE, self._session_received - self._attributed)
@@ -80,6 +83,7 @@ class Ledger:
         self._session_received = 0
         self._attributed = 0
         self._open = {}
+        self._last = {}
 
     @property
     def wasted(self) -> int:

@@ -11,15 +11,16 @@ import asyncio
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.bearers.paths import Paths
-from peat_p2p.swarm.bearers.relay import Service
+from peat_p2p.swarm.bearers.relay import Bearers, Service
 from peat_p2p.swarm.peers import PeerCandidate
 
 
 class Routes:
-    """Finds addresses. Without `paths` every way is the straight one."""
+    """Finds addresses. Without `bearers` every way is the straight one."""
 
-    def __init__(self, paths: Paths | None = None, site: str = "") -> None:
-        self._paths = paths
+    def __init__(self, bearers: Bearers | None = None, site: str = "") -> None:
+        self._bearers = bearers
+        self._paths = Paths(bearers) if bearers is not None else None
         self._site = site
 
     async def swarm(self, peer: PeerCandidate) -> HostPort:
@@ -37,6 +38,11 @@ class Routes:
         if self._paths is None or self._near(peer):
             return direct
         return await self._paths.to(direct, bearer=direct, service=Service.METADATA)
+
+    def round_trip(self, peer: PeerCandidate) -> float:
+        """Seconds to a peer and back by the bearer; 0 when that is not known."""
+        shown = self._bearers.reading(peer.metadata) if self._bearers is not None and peer.metadata else None
+        return shown.min_rtt if shown is not None else 0.0
 
     def _near(self, peer: PeerCandidate) -> bool:
         """Neighbours are reached straight, also when a busy moment makes the path look long: see `Steering`."""

@@ -58,7 +58,8 @@ class Steering:
         for priority in (_FIRST, _ORDINARY, _UNWANTED):
             changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
             self._torrent.want(changed, priority)
-        around.torrents.long_path(self._torrent, any(_by_bearer(peer, reading) for peer in candidates))
+        far = [around.routes.round_trip(peer) for peer in candidates if _by_bearer(peer, reading)]
+        around.torrents.round_trip(self._torrent, max(far, default=0.0))
         near = [peer for peer in candidates if self._plan.near(peer)]
         if (decision.inside, decision.reason) != (before.inside, before.reason):
             log.debug(

@@ -20,7 +20,7 @@ import libtorrent as lt
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.ledger import Connection
-from peat_p2p.swarm.session import LONG_QUEUE_S, QUEUE_S, Limits, alerts, open_session, wait_listening
+from peat_p2p.swarm.session import Limits, alerts, open_session, queue_seconds, wait_listening
 from peat_p2p.swarm.torrent import ParsedInfo
 from peat_p2p.trust.credentials import NodeCredentials
 
@@ -165,7 +165,8 @@ class TorrentSession:
         self._save_path = save_path
         self._torrents: dict[str, Torrent] = {}
         self._inside: set[str] = set()
-        self._long: set[str] = set()
+        self._round_trips: dict[str, float] = {}
+        self._queue = queue_seconds(0.0)
         self._stack = contextlib.ExitStack()
 
     @classmethod
@@ -235,7 +236,7 @@ class TorrentSession:
         """Take a torrent out; its files stay."""
         if self._torrents.get(torrent.parsed.meta.infohash) is torrent:
             del self._torrents[torrent.parsed.meta.infohash]
-            self.long_path(torrent, False)
+            self.round_trip(torrent, 0.0)
         if self._session is not None and torrent.handle.is_valid():
             self._session.remove_torrent(torrent.handle)
 
@@ -253,12 +254,16 @@ class TorrentSession:
         # Only torrents with the flag of `keep_inside` look at it.
         self._session.set_ip_filter(rules)
 
-    def long_path(self, torrent: Torrent, is_long: bool) -> None:
-        """Whether a torrent fetches by a bearer: then more must be asked for ahead, or the link idles."""
-        before = bool(self._long)
-        (self._long.add if is_long else self._long.discard)(torrent.parsed.meta.infohash)
-        if self._session is not None and bool(self._long) != before:
-            self._session.apply_settings({"request_queue_time": LONG_QUEUE_S if self._long else QUEUE_S})
+    def round_trip(self, torrent: Torrent, seconds: float) -> None:
+        """How far the farthest peer is that a torrent fetches from by a bearer: the farther, the more is asked for."""
+        if seconds:
+            self._round_trips[torrent.parsed.meta.infohash] = seconds
+        else:
+            self._round_trips.pop(torrent.parsed.meta.infohash, None)
+        queue = queue_seconds(max(self._round_trips.values(), default=0.0))
+        if self._session is not None and queue != self._queue:
+            self._queue = queue
+            self._session.apply_settings({"request_queue_time": queue})
 
     def pause(self, paused: bool) -> None:
         """Stop or resume all traffic."""
