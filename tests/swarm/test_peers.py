@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.peers import LAST_RETRY_S, LAST_SHUN_S, PeerBook, PeerCandidate, StaticPeers
+from peat_p2p.swarm.routes import Routes
+from peat_p2p.swarm.session import queue_seconds
 
 
 def peer(name: str, **changes: object) -> PeerCandidate:
@@ -97,3 +101,19 @@ async def test_a_static_source_tells_of_a_change() -> None:
         assert not waiting.done()
         source.set([peer("b")])
     assert names(list(source.candidates("any"))) == "b"
+
+
+def test_more_is_asked_for_ahead_the_farther_a_peer_is() -> None:
+    assert [queue_seconds(round_trip) for round_trip in (0.0, 0.001, 0.06, 0.6, 5.0)] == [2, 2, 4, 20, 20]
+
+
+async def test_without_bearers_and_to_neighbours_the_way_is_straight() -> None:
+    one = peer("a", metadata=HostPort("127.0.0.1", 2))
+    assert await Routes().swarm(one) == one.swarm
+    assert await Routes().metadata(one) == one.metadata
+    assert Routes().round_trip(one) == 0.0
+    assert await Routes().swarm(peer("b")) == HostPort("127.0.0.1", 1)
+    with pytest.raises(UnavailableError, match="announced no address"):
+        await Routes().metadata(peer("b"))
+    with pytest.raises(UnavailableError, match="has no address"):
+        await Routes().swarm(PeerCandidate("x", "x", HostPort("no-such-host.invalid", 1)))

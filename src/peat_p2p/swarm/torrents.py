@@ -82,6 +82,13 @@ class Torrent:
         self.failure = (0, "")
         self._handle = handle
 
+    async def woken(self, timeout: float) -> None:
+        """Return when there may be something new to read, or after `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.wake.wait()
+        self.wake.clear()
+
     def read(self) -> Reading:
         """The present state."""
         status = self._handle.status(lt.torrent_handle.query_pieces)

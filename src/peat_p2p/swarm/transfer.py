@@ -81,6 +81,7 @@ class Transfer:
         self._banned: list[str] = []
         self._bad_pieces: list[int] = []
         self._shunned: set[str] = set()
+        self._unsaved = ""
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
         self._changed = asyncio.Event()
@@ -361,10 +362,7 @@ class Transfer:
                 saved_at = around.clock.monotonic()
                 await asyncio.to_thread(self._save)
             await asyncio.sleep(_QUIET_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await torrent.wake.wait()
-            torrent.wake.clear()
+            await torrent.woken(TICK_S)
         self._observe(torrent, torrent.read(), steering.decision, "")
         return True
 
@@ -497,5 +495,8 @@ class Transfer:
     def _save(self) -> None:
         try:
             self._ledger.save(self._folder / "ledger.json")
+            self._unsaved = ""
         except OSError as error:
-            log.warning("the account of %s cannot be written: %s", self.manifest.reference, error)
+            if not self._unsaved:
+                log.warning("the account of %s cannot be written: %s", self.manifest.reference, error)
+            self._unsaved = str(error)
