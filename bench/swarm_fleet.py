@@ -211,6 +211,7 @@ class Fleet:
             {
                 "agent": name,
                 "seconds": agent.seconds,
+                "verified": agent.last.get("verified"),
                 "received": agent.last.get("received"),
                 "wasted": agent.last.get("wasted"),
                 "cpu": agent.last.get("cpu"),

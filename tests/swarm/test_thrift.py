@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.plan import ASK_PATIENCE_S, Plan, whom_to_ask
+from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE_S, Plan, whom_to_ask
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
 DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
@@ -162,8 +162,8 @@ def test_the_plan_alternates_between_own_share_and_neighbours() -> None:
 def test_without_a_site_neighbours_or_an_outside_there_is_no_thrift() -> None:
     near, far = candidate("b", "s", complete=False), candidate("x", "t")
     for site, peers in (("", [near, far]), ("s", [far]), ("s", [near])):
-        decision = Plan("a", site, DIGESTS).decide(0.0, ALL, (), peers, {})
-        assert (decision.wanted, decision.inside) == (ALL, False)
+        assert not Plan("a", site, DIGESTS).decide(0.0, ALL, (), peers, {}).inside
+    assert Plan("a", "s", DIGESTS).decide(0.0, ALL, (), [far], {}).wanted == ALL
 
 
 def test_a_complete_neighbour_is_waited_for_once() -> None:
@@ -191,6 +191,28 @@ def test_one_of_a_site_asks_outside_for_metadata_and_the_next_when_that_takes_lo
 def test_held_back_it_finishes_what_is_begun() -> None:
     decision = Plan("a", "", DIGESTS).decide(0.0, ALL, {3, 4}, [candidate("x", "t")], {}, held="budget")
     assert (decision.wanted, decision.reason) == ({3, 4}, "budget")
+
+
+def test_among_many_each_takes_its_share_of_what_only_the_giver_has_first() -> None:
+    peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
+    plan, other = Plan("a", "", DIGESTS), Plan("b", "", DIGESTS)
+    nothing = {"b": [False] * 200, "a": [False] * 200}
+    mine = plan.decide(0.0, ALL, (), peers, nothing)
+    theirs = other.decide(0.0, ALL, (), [peers[0], candidate("a", "", complete=False)], nothing)
+    assert mine.wanted | theirs.wanted == ALL
+    assert not mine.wanted & theirs.wanted
+    assert mine.wanted == mine.first
+    # What the other has may be fetched at once; all that is left when the own share is there.
+    there = min(theirs.wanted)
+    spread = plan.decide(0.5, ALL, (), peers, {"b": [n == there for n in range(200)]})
+    assert spread.wanted == mine.wanted | {there}
+    rest = ALL - mine.wanted
+    assert plan.decide(1.0, rest, (), peers, nothing).wanted == rest
+    # And not much later when the last of the share does not come.
+    begun = {min(mine.first)}
+    left = rest | begun
+    assert plan.decide(2.0, left, begun, peers, nothing).wanted == begun
+    assert plan.decide(2.0 + SHARE_PATIENCE_S, left, begun, peers, nothing).wanted == left
 
 
 @pytest.mark.parametrize("death", [False, True])

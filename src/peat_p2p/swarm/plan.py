@@ -15,6 +15,7 @@ from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.thrift import Thrift, rendezvous
 
 ASK_PATIENCE_S = 8.0
+SHARE_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Plan:
         self._me = me
         self._thrift = Thrift(me, digests)
         self._crowd = Thrift(me, digests)
+        self._asked_at = 0.0
 
     def near(self, peer: PeerCandidate) -> bool:
         """Whether a candidate is a neighbour."""
@@ -68,7 +70,7 @@ class Plan:
         neighbours = {peer.endpoint_id: peer for peer in candidates if self.near(peer)}
         outside = any(not self.near(peer) for peer in candidates)
         if not neighbours or not outside:
-            return Decision(everything, False, first=self._first(now, missing, candidates, pieces_of))
+            return self._among_all(now, missing, begun, candidates, pieces_of)
         counts = {name: sum(pieces) for name, pieces in pieces_of.items() if name in neighbours}
         fetching = [name for name, peer in neighbours.items() if not peer.complete and not peer.kin]
         self._thrift.observe(now, fetching, counts)
@@ -84,19 +86,33 @@ class Plan:
             return Decision(mine | begun, False, f"own share of {len(mine)} chunks from outside")
         return Decision(everything, True, "neighbours fetch the rest from outside" if not at_site else "")
 
-    def _first(
+    def _among_all(
         self,
         now: float,
         missing: Collection[int],
+        begun: frozenset[int],
         candidates: Sequence[PeerCandidate],
         pieces_of: Mapping[str, Sequence[bool]],
-    ) -> frozenset[int]:
-        """This agent's share among all that fetch: whoever gives to several gives each something else first."""
-        fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id in pieces_of]
+    ) -> Decision:
+        """Without thrift: the own share among all that fetch first, so that a giver gives each something else.
+
+        Until the share is asked for and here, of other pieces only those that another fetching agent has: what only
+        the givers have is somebody else's share. Then anything, as whoever is fast should help.
+        """
+        everything = frozenset(missing)
+        fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
         if not fetching:
-            return frozenset()
-        self._crowd.observe(now, fetching, {name: sum(pieces_of[name]) for name in fetching})
-        return frozenset(self._crowd.mine(now, missing, ()))
+            return Decision(everything, False)
+        # Those not connected yet count for a while: the first seconds decide how often the giver gives the same.
+        connected = {name: pieces_of[name] for name in fetching if name in pieces_of}
+        self._crowd.observe(now, fetching, {name: sum(pieces) for name, pieces in connected.items()})
+        own = frozenset(self._crowd.mine(now, missing, ()))
+        if own - begun:
+            self._asked_at = now
+        if not own or now - self._asked_at > SHARE_PATIENCE_S:
+            return Decision(everything, False, first=own)
+        spread = {piece for piece in missing if any(pieces[piece] for pieces in connected.values())}
+        return Decision(own | spread | begun, False, first=own)
 
     def fetched(self, now: float) -> None:
         """A piece came in."""

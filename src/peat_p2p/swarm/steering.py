@@ -44,7 +44,7 @@ class Steering:
         around, before = self._around, self.decision
         endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
         pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
-        partial = self._torrent.partial() if held or around.site else ()
+        partial = self._torrent.partial()
         now = around.clock.monotonic()
         decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
         if decision.inside:
