@@ -226,8 +226,6 @@ class Transfer:
         self._at.missing = {chunk.hex: chunk for chunk in parsed.chunks if chunk.hex in missing}
         self._at.missing_bytes = sum(chunk.size for chunk in self._at.missing.values())
 
-    # Metadata
-
     async def _metadata(self) -> ParsedInfo:
         """Ask one candidate after the other, for as long as it takes."""
         around = self._around
@@ -455,8 +453,6 @@ class Transfer:
         """Whether nobody is left but peers that libtorrent shuns for good, and one of them may be tried again."""
         now = self._around.clock.monotonic()
         return not reading.peers and any(self._around.book.health(peer).retry_at <= now for peer in self._shunned)
-
-    # Small things
 
     def _candidates(self) -> list[PeerCandidate]:
         candidates = self._source.candidates(self.manifest_digest)
