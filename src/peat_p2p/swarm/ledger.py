@@ -90,8 +90,8 @@ class Ledger:
         """Bytes received that did not become a verified chunk. Counts what is in flight while there is any."""
         return max(0, self.received - self.fetched)
 
-    def save(self, path: Path) -> None:
-        """Write the account durably."""
+    def save(self, path: Path, *, durable: bool = True) -> None:
+        """Write the account. Without `durable` it survives the death of the process, not that of the machine."""
         content = {
             "reused": self.reused,
             "received": self.received,
@@ -102,7 +102,14 @@ class Ledger:
             "by_peer": self.by_peer,
             "bad_peers": self.bad_peers,
         }
-        write_atomic(path, json.dumps(content, sort_keys=True).encode())
+        data = json.dumps(content, sort_keys=True).encode()
+        if durable:
+            write_atomic(path, data)
+            return
+        # Cheap enough to do with every reading: a killed agent still knows whom its bytes came from.
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Ledger | None:

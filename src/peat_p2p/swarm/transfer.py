@@ -36,7 +36,6 @@ __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatu
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 _QUIET_S = 0.05  # readings are at least this far apart, however many alerts come
-_SAVE_S = 0.5
 _REPORTS = 8
 _RATE_MEMORY = 0.2
 
@@ -337,11 +336,12 @@ class Transfer:
         """Fetch and verify `pieces`. False when one did not match and the torrent must be added anew."""
         around = self._around
         steering = Steering(torrent, around, frozenset(pieces))
-        saved_at = around.clock.monotonic()
         while pieces:
             reading = torrent.read()
             if reading.errno:
                 raise disk_error(reading, self.manifest.reference, around.store.root)
+            self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
+            await asyncio.to_thread(self._save, durable=False)
             done = [n for n in pieces if reading.have[n]]
             if done:
                 steering.fetched()
@@ -356,12 +356,11 @@ class Transfer:
             if self._forgive(reading):
                 self._shunned.clear()
                 return False
-            if around.clock.monotonic() - saved_at > _SAVE_S:
-                saved_at = around.clock.monotonic()
-                await asyncio.to_thread(self._save)
             await asyncio.sleep(_QUIET_S)
             await torrent.woken(TICK_S)
-        self._observe(torrent, torrent.read(), steering.decision, "")
+        reading = torrent.read()
+        self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
+        self._observe(torrent, reading, steering.decision, "")
         return True
 
     async def _wait_landed(self, parsed: ParsedInfo) -> None:
@@ -405,7 +404,6 @@ class Transfer:
 
     def _observe(self, torrent: Torrent, reading: Reading, decision: Decision, held: str) -> None:
         around, at = self._around, self._at
-        self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
         endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self._candidates()}
         for peer in reading.peers:
             known = endpoints.get(peer.peer)
@@ -488,9 +486,9 @@ class Transfer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _save(self) -> None:
+    def _save(self, *, durable: bool = True) -> None:
         try:
-            self._ledger.save(self._folder / "ledger.json")
+            self._ledger.save(self._folder / "ledger.json", durable=durable)
             self._unsaved = ""
         except OSError as error:
             if not self._unsaved:
