@@ -24,7 +24,7 @@ from peat_p2p.cli.demo.processes import processes
 from peat_p2p.cli.demo.report import AgentResult, KillResult, Report
 from peat_p2p.cli.demo.sample import copy_installed_packages, packed_size
 from peat_p2p.client import AgentClient, SidecarClient
-from peat_p2p.core.errors import UnavailableError
+from peat_p2p.core.errors import InvalidInputError, UnavailableError
 from peat_p2p.fleet.commands import Command, CommandStatus
 from peat_p2p.wire.gen.peat.agent.v1.agent_pb import Package, Transfer
 
@@ -38,6 +38,8 @@ STEP_SECONDS = 90.0
 # An edge agent may fetch so fast that a transfer takes about this long: time enough to be killed half way.
 TRANSFER_SECONDS = 7.0
 KILL_BETWEEN = (0.35, 0.85)
+LEAST_CHUNKS = 8
+LAST_BLOCKS, BLOCK_BYTES = 8, 16 * 1024
 
 
 class Story:
@@ -119,6 +121,11 @@ class Story:
                     if step.done is not None:
                         self._package = step.done
         package = self._package
+        if package.chunks < LEAST_CHUNKS:
+            raise InvalidInputError(
+                f"{source} makes {package.chunks} chunks: nothing can be killed half way through so little;"
+                " name something of 1 MB or more with --package"
+            )
         self._say(
             f"{package.name} {package.version}: {package.total_bytes / 1e6:.1f} MB in {package.files} files and"
             f" {package.chunks} chunks, digest {package.digest[:23]}…, signed by {package.publisher}"
@@ -229,10 +236,12 @@ class Story:
             verified_after_restart=after.verified_bytes,
             received_at_restart=after.received_bytes,
             to_receive=transfer.total_bytes - transfer.reused_bytes,
-            # What had arrived in chunks not yet whole, and what arrived between the last look and the kill.
+            # What had arrived in chunks not yet whole, what arrived between the last look and the kill, and the last
+            # blocks of all, which libtorrent asks of several peers at once.
             in_flight_bytes=transfer.received_bytes
             - (transfer.verified_bytes - transfer.reused_bytes)
-            + int(2 * POLL_SECONDS * fleet.limit),
+            + int(2 * POLL_SECONDS * fleet.limit)
+            + LAST_BLOCKS * BLOCK_BYTES,
         )
 
     # 6
