@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peat_p2p.mesh import frames
+from peat_p2p.mesh.effects import Apply, End, MoveCursor
 from peat_p2p.mesh.frames import (
     Ack,
     Batch,
@@ -27,7 +28,7 @@ from peat_p2p.mesh.frames import (
     decode_frame,
     encode_frame,
 )
-from peat_p2p.mesh.link import Apply, End, LinkCore, MoveCursor
+from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.memory import MemoryStore
 from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.wire.gen.peat.mesh.v1 import mesh_pb as pb

@@ -219,3 +219,50 @@ def test_a_part_the_peer_does_not_know_by_its_short_name_is_sent_whole() -> None
     fleet.link("A", "B")
     fleet.run(8)
     assert same(fleet)
+
+
+def test_an_older_version_that_comes_in_does_not_hide_a_newer_one() -> None:
+    fleet = chain(12, "AB")
+    fleet.run(5)
+    fleet.put("A", 3, "other")
+    fleet.put("A", 3, "x", 5)  # waits, as a batch of the class went just now
+    fleet.put("B", 3, "x", 3)
+    fleet.run(10)
+    assert same(fleet)
+
+
+def test_a_link_that_never_lasts_for_a_whole_sweep_gets_further_each_time() -> None:
+    fleet = chain(13, "AB", Wire(delay=0.1, rate=6000.0))
+    for number in range(500):
+        fleet.nodes["A"].store.put(3, f"x{number}")
+    fleet.run(fleet.now + 1)
+    fleet.cut("A", "B")
+    # B holds a cursor, so nothing is compared: only cursors tell how far it is.
+    epoch = fleet.nodes["A"].store.epoch
+    for klass in range(4):
+        fleet.nodes["B"].store.move_cursor("A", epoch, klass, 0)
+    for _ in range(12):
+        fleet.link("A", "B", Wire(delay=0.1, rate=6000.0))
+        fleet.run(fleet.now + 4)
+        fleet.cut("A", "B")
+    assert len(fleet.nodes["B"].store.versions()) == 500
+    fleet.link("A", "B")
+    fleet.run(fleet.now + 20)
+    assert same(fleet)
+
+
+def test_a_link_to_a_node_met_before_sends_in_the_first_answer() -> None:
+    fleet = chain(14, "AB", Wire(delay=0.3))
+    fleet.put("A", 0, "order")
+    fleet.put("B", 0, "order of the other")
+    fleet.run(30)
+    fleet.cut("A", "B")
+    fleet.put("B", 0, "new")
+    fleet.put("A", 0, "new of the other")
+    fleet.link("A", "B", Wire(delay=0.3))
+    began = fleet.now
+    a, b = fleet.nodes["A"].store, fleet.nodes["B"].store
+    fleet.run(began + 5, stop=lambda: a.version(a.key(0, "new")) is not None)
+    assert fleet.now - began < 0.65, "hello there, hello and the order back"
+    fleet.run(began + 5, stop=lambda: b.version(b.key(0, "new of the other")) is not None)
+    assert fleet.now - began < 0.95

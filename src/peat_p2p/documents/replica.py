@@ -273,6 +273,12 @@ class Replica:
         """By class, how far we have what the database `epoch` of a peer holds. Ask when a link begins, once."""
         return self._ledger.meet(peer, epoch)
 
+    def met(self, peer: str) -> tuple[bytes, dict[int, int]]:
+        """The database of a peer that cursors are held of, and those; of no name (empty) if there are none."""
+        cursors = self._shelf.cursor_peers().get(peer, {})
+        epoch = next((epoch for epoch, _ in cursors), b"")
+        return epoch, {klass: seq for (of, klass), seq in cursors.items() if of == epoch}
+
     async def put_reserved(self, collection: str, fields: Mapping[str, str]) -> None:
         """Merge fields (JSON text each) into this node's own document of a reserved collection such as `_sidecars`."""
         now = self._clock.wall()

@@ -57,26 +57,31 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first frame of each side; see the proto for each field."""
+    """The first frame of each side; see the proto for each field. `holds` is about the database `holds_epoch`."""
 
     site: str
     epoch: bytes
     addresses: tuple[str, ...] = ()
     instance: bytes = b""
     optional: bool = False
+    holds_epoch: bytes = b""
+    holds: Heads = ()
     version: int = VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Answers a Hello: what the sender holds of the database named there."""
+    """Answers a Hello that named another database of the receiver, or none: what the sender holds of its own."""
 
     cursors: Heads
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """State of parts of one class; `items` pairs a ref with an encoded update (empty: the sender no longer has it)."""
+    """State of parts of one class; `items` pairs a ref with an encoded update (empty: the sender no longer has it).
+
+    `through` is how far the receiver then is; with `more`, a step on the way to all that the sender holds.
+    """
 
     klass: int
     number: int
@@ -84,6 +89,7 @@ class Batch:
     new_keys: tuple[bytes, ...] = ()
     through: int | None = None
     reset_refs: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +243,11 @@ def _encode_body(frame: Frame) -> bytes:
     match frame:
         case Batch():
             message = pb.Batch(
-                klass=frame.klass, number=frame.number, new_keys=list(frame.new_keys), reset_refs=frame.reset_refs
+                klass=frame.klass,
+                number=frame.number,
+                new_keys=list(frame.new_keys),
+                reset_refs=frame.reset_refs,
+                more=frame.more,
             )
             if frame.through is not None:
                 message.through = frame.through
@@ -301,6 +311,8 @@ def _encode_body(frame: Frame) -> bytes:
                     addresses=list(frame.addresses),
                     instance=frame.instance,
                     optional=frame.optional,
+                    holds_epoch=frame.holds_epoch,
+                    holds=_heads(frame.holds),
                 ),
             )
     return pb.Frame(kind=kind).to_binary()
@@ -322,6 +334,7 @@ def _read_hello(message: pb.Hello) -> Hello:
     _check(len(message.epoch) == 16, "epoch is not 16 bytes")
     _check(len(message.site) <= 256, "name too long")
     _check(len(message.instance) <= 16, "instance too long")
+    _check(len(message.holds_epoch) in (0, 16), "epoch is not 16 bytes")
     _check(len(message.addresses) <= 16 and all(len(a) <= 300 for a in message.addresses), "too many addresses")
     return Hello(
         site=message.site,
@@ -329,6 +342,8 @@ def _read_hello(message: pb.Hello) -> Hello:
         addresses=tuple(message.addresses),
         instance=message.instance,
         optional=message.optional,
+        holds_epoch=message.holds_epoch,
+        holds=_read_heads(message.holds),
         version=message.version,
     )
 
@@ -342,7 +357,8 @@ def _read_batch(message: pb.Batch) -> Batch:
     _check(len(bodies) == len(message.refs), "batch with unequal numbers of refs and bodies")
     through = message.through if message.has_field("through") else None
     items = tuple(zip(message.refs, bodies, strict=True))
-    return Batch(message.klass, message.number, items, tuple(message.new_keys), through, message.reset_refs)
+    new_keys = tuple(message.new_keys)
+    return Batch(message.klass, message.number, items, new_keys, through, message.reset_refs, message.more)
 
 
 def _unpack(packed: bytes) -> list[bytes]:

@@ -39,12 +39,25 @@ class Lane:
     told: int = -1
     base: int = 0
     target: int | None = None
-    sweep: deque[Key] = field(default_factory=deque)
+    ordered: bool = False
+    passed: int | None = None
+    sweep: deque[tuple[int, Key]] = field(default_factory=deque)
     forced: dict[Key, None] = field(default_factory=dict)
     repair: Repair | None = None
     sent_at: float = _NEVER
     owed: float = 0.0
     going: bool = False
+
+    @property
+    def through(self) -> int | None:
+        """How far the peer is once it has all that was sent; None if that cannot be told yet.
+
+        In a sweep over what changed since a cursor it is told on the way, so that a link that never lasts for a whole
+        sweep gets further each time.
+        """
+        if self.forced or self.repair is not None:
+            return None
+        return self.passed if self.sweep else self.held
 
     @property
     def settled(self) -> bool:
@@ -143,21 +156,23 @@ class Outbox:
             elif other is not lane:
                 other.owed = 0.0
         self._number += 1
-        through = lane.held if lane.settled else None
+        through = lane.through
         if through is not None:
             lane.told = through
-        return Batch(lane.klass, self._number, tuple(items), tuple(new_keys), through, reset)
+        return Batch(lane.klass, self._number, tuple(items), tuple(new_keys), through, reset, more=bool(lane.sweep))
 
     def skim(self) -> None:
         """Move every lane past what the peer already has, without sending."""
         for lane in self.lanes:
             while not lane.forced:
                 if lane.sweep:
-                    version = self._store.version(lane.sweep[0])
-                    known = self._peer_has.get(lane.sweep[0])
+                    seq, key = lane.sweep[0]
+                    version = self._store.version(key)
+                    known = self._peer_has.get(key)
                     if version is not None and (known is None or known < version):
                         break
                     lane.sweep.popleft()
+                    self._pass(lane, seq)
                     if not lane.sweep:
                         self._finish(lane)
                 elif not self._begin(lane):
@@ -172,20 +187,24 @@ class Outbox:
         lane.sweep.clear()
         lane.forced.clear()
         lane.going = False
-        lane.target = None
+        lane.target = lane.passed = None
+        lane.ordered = False
         lane.base = 0
         self._peer_has.clear()
 
     def add(self, lane: Lane, keys: Iterable[Key]) -> None:
         """Also send these."""
-        lane.sweep.extend(keys)
+        lane.ordered = False
+        lane.passed = None
+        lane.sweep.extend((0, key) for key in keys)
 
     def _next(self, lane: Lane) -> Key | None:
         if lane.forced:
             return next(iter(lane.forced))
         if not lane.sweep and not self._begin(lane):
             return None
-        key = lane.sweep.popleft()
+        seq, key = lane.sweep.popleft()
+        self._pass(lane, seq)
         lane.going = True
         if not lane.sweep:
             self._finish(lane)
@@ -199,15 +218,22 @@ class Outbox:
         if not changed:
             lane.held = self._store.head(lane.klass)
             return False
-        lane.sweep.extend(key for _, key in changed)
+        lane.sweep.extend(changed)
+        lane.ordered = True
         lane.target = changed[-1][0]
         return True
 
     def _finish(self, lane: Lane) -> None:
-        lane.going = False
+        lane.going = lane.ordered = False
+        lane.passed = None
         if lane.target is not None:
             lane.held = lane.target
             lane.target = None
+
+    def _pass(self, lane: Lane, seq: int) -> None:
+        """A part of the sweep is on its way. Only a sweep of what changed since a cursor tells how far the peer is."""
+        if lane.ordered:
+            lane.passed = seq
 
     def _name(self, key: Key, *, short: bool) -> bytes:
         """What to call the part: a peer that has it knows it by its fingerprint."""

@@ -10,10 +10,11 @@ Must not know about sockets, certificates or the replica's inside.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.types import Outcome, Verdict
+from peat_p2p.mesh.effects import Apply, CaughtUp, Effect, End, Forget, Greeted, MoveCursor, Rejected, Send
 from peat_p2p.mesh.frames import (
     CLASSES,
     DIGEST,
@@ -49,73 +50,11 @@ _MAX_RESENDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Write these bytes to the peer."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Greeted:
-    """The peer said hello: the link may be counted, or refused as a second one."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Apply the updates, make them durable, then call `applied`."""
-
-    number: int
-    updates: tuple[Update, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MoveCursor:
-    """Remember that everything of the peer's class up to `seq` is durable here. May be written late."""
-
-    epoch: bytes
-    klass: int
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The peer has deleted and forgotten these parts; nothing of them at or below the floor may come back."""
-
-    floors: tuple[tuple[Key, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The replica refused something the peer sent."""
-
-    key: Key
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Close the connection. `fault` tells a broken peer from an intended end."""
-
-    reason: Reason
-    detail: str
-    fault: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CaughtUp:
-    """Everything the peer held when it last told its heads is durable here."""
-
-
-Effect = Send | Greeted | Apply | MoveCursor | Forget | Rejected | CaughtUp | End
-
-
-@dataclass(frozen=True, slots=True)
 class _Applying:
-    """A batch at the replica: the refs of its updates, in order, and the refs that name no part known here."""
+    """A batch at the replica: its updates and their refs, in order, and the refs that name no part known here."""
 
     batch: Batch
+    updates: tuple[Update, ...]
     refs: tuple[int, ...]
     unknown: tuple[int, ...]
 
@@ -137,6 +76,7 @@ class LinkCore:
     ) -> None:
         self._store = store
         self._hello = hello
+        self._dialled = dialled
         self._trees = trees
         self._ping_after = PING_AFTER if dialled else PING_AFTER + 2.0
         self.pacer = Pacer(budget, now)
@@ -159,12 +99,15 @@ class LinkCore:
         self._applying: _Applying | None = None
         self._owed: list[set[Key | int]] = [set() for _ in CLASSES]
         self._reached = [-1 for _ in CLASSES]
+        self._whole: set[int] = set()
 
     # -- events ------------------------------------------------------------------------------------------------------
 
     def start(self) -> list[Effect]:
-        """The connection is up and authenticated."""
-        self._send(self._hello)
+        """The connection is up and authenticated. Who was called lets the caller speak first, and answers in one go."""
+        if self._dialled:
+            self._claimed = dict(self._hello.holds)
+            self._send(self._hello)
         return self._take()
 
     def received(self, record: bytes, now: float, arrived: float | None = None) -> list[Effect]:
@@ -183,8 +126,17 @@ class LinkCore:
 
     def resume(self, cursors: Mapping[int, int]) -> list[Effect]:
         """What is held of the database the peer's hello named (the answer to Greeted)."""
-        self._claimed = dict(cursors)
-        self._send(Resume(tuple(sorted(cursors.items()))))
+        if self.peer is None:
+            raise RuntimeError("the peer has not said hello")
+        holds = tuple(sorted(cursors.items()))
+        if not self._dialled:
+            self._claimed = dict(cursors)
+            self._send(replace(self._hello, holds_epoch=self.peer.epoch, holds=holds))
+        elif self._hello.holds_epoch != self.peer.epoch:
+            self._claimed = dict(cursors)
+            self._send(Resume(holds))
+        if self.peer.holds_epoch == self._store.epoch:
+            self._resume(dict(self.peer.holds))
         return self._take()
 
     def reoffer(self) -> list[Effect]:
@@ -219,7 +171,7 @@ class LinkCore:
     def stop(self, reason: Reason, detail: str = "") -> list[Effect]:
         """End the link on purpose."""
         if self.ended is None:
-            if self.peer is not None and (heads := self._heads()):
+            if self._resumed and (heads := self._heads()):
                 self._send(Pong(0, heads))
             self._send(Goodbye(reason, detail))
             self._end(reason, detail)
@@ -320,8 +272,8 @@ class LinkCore:
                 updates.append(self._store.decode(key, body))
             else:
                 self._pay(batch.klass, key)
-        self._applying = _Applying(batch, tuple(refs), tuple(unknown))
-        self._effects.append(Apply(batch.number, tuple(updates)))
+        self._applying = _Applying(batch, tuple(updates), tuple(refs), tuple(unknown))
+        self._effects.append(Apply(batch.number, self._applying.updates))
 
     def _named(self, klass: int, name: bytes) -> Key | int:
         """The part that the peer names, in full or by fingerprint; the fingerprint if there is no such part here."""
@@ -343,7 +295,7 @@ class LinkCore:
         need_full = list(applying.unknown)
         need_certificate: list[int] = []
         purged: list[tuple[int, int]] = []
-        for ref, outcome in zip(applying.refs, outcomes, strict=True):
+        for ref, update, outcome in zip(applying.refs, applying.updates, outcomes, strict=True):
             key = self._keys[ref]
             if isinstance(key, int):
                 raise RuntimeError("an update of an unknown part was applied")
@@ -361,12 +313,12 @@ class LinkCore:
                 case Verdict.REJECTED:
                     self._effects.append(Rejected(key, outcome.reason))
                 case Verdict.APPLIED | Verdict.STALE:
-                    self._heard_of(key)
+                    self._heard_of(key, update)
             self._pay(batch.klass, key)
         if batch.through is not None:
-            self._reach(batch.klass, batch.through)
+            self._reach(batch.klass, batch.through, whole=not batch.more)
         else:
-            self._reach(batch.klass, self._reached[batch.klass])
+            self._reach(batch.klass, self._reached[batch.klass], whole=False)
         heads: Heads = ()
         if now - self._heads_at >= _HEADS_EVERY:
             heads = self._heads()
@@ -374,9 +326,9 @@ class LinkCore:
         held = min(60_000, int(1000 * (now - self._arrived)))
         self._send(Ack(batch.number, tuple(need_full), heads, tuple(need_certificate), tuple(purged), held))
 
-    def _heard_of(self, key: Key) -> None:
-        """What the peer sent was taken, or was not newer than what is here: it need not be sent back."""
-        version = self._store.version(key)
+    def _heard_of(self, key: Key, update: Update) -> None:
+        """What the peer sent need not be sent back; what is here may be newer."""
+        version = self._store.version_of(update)
         if version is not None:
             self.outbox.peer_has(key, version)
 
@@ -432,14 +384,19 @@ class LinkCore:
 
     def _move_heads(self, heads: Heads) -> None:
         for klass, seq in heads:
-            self._reach(klass, seq)
+            self._reach(klass, seq, whole=True)
 
-    def _reach(self, klass: int, seq: int) -> None:
-        """The peer says that with all it sent we have everything up to `seq`; true once nothing is owed."""
+    def _reach(self, klass: int, seq: int, *, whole: bool) -> None:
+        """The peer says that with all it sent we have everything up to `seq`; true once nothing is owed.
+
+        `whole`: that was all the peer held, not a step on the way.
+        """
         self._reached[klass] = max(self._reached[klass], seq)
+        if whole:
+            self._whole.add(klass)
         if seq >= 0 and not self._owed[klass] and self.peer is not None:
             self._effects.append(MoveCursor(self.peer.epoch, klass, self._reached[klass]))
-            if not self._caught_up and min(self._reached) >= 0 and not any(self._owed):
+            if not self._caught_up and len(self._whole) == len(CLASSES) and not any(self._owed):
                 self._caught_up = True
                 self._effects.append(CaughtUp())
 

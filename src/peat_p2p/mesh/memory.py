@@ -123,6 +123,10 @@ class MemoryStore:
             return MemoryUpdate(key, version, int.from_bytes(body[5:9], "big"))
         raise InvalidInputError("not an update")
 
+    def version_of(self, update: MemoryUpdate) -> Version | None:
+        """See Store."""
+        return (1, update.version, 0)
+
     def certificate_key(self, key: PartKey) -> PartKey | None:
         """Parts here are not signed."""
         return None

@@ -70,6 +70,10 @@ class Store(Protocol):
         """Read what `encode` made. Raises InvalidInputError."""
         ...
 
+    def version_of(self, update: Update) -> Version | None:
+        """How new the part is at who sent this update; None if the update does not tell."""
+        ...
+
     def certificate_key(self, key: Key) -> Key | None:
         """The key under which the certificate of the part's writer travels, if it travels as a part of its own."""
         ...

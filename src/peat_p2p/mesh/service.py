@@ -21,6 +21,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, UnavailableError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
+from peat_p2p.mesh.describe import describe
 from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
 from peat_p2p.mesh.discovery import Found, announce, local_addresses
 from peat_p2p.mesh.door import Door
@@ -173,7 +174,16 @@ class Mesh:
     def peers(self) -> list[PeerState]:
         """Every peer that is wanted or linked."""
         targets = {target.endpoint_id: target for target in self._dialer.targets()}
-        return [self._state(peer, targets.get(peer)) for peer in sorted(targets.keys() | self._links.keys())]
+        return [
+            describe(
+                peer,
+                target=targets.get(peer),
+                link=self._links.get(peer),
+                name=self._names.get(peer) or ("", self._neighbours.site_of(peer) or ""),
+                active=self._active,
+            )
+            for peer in sorted(targets.keys() | self._links.keys())
+        ]
 
     async def start_sync(self) -> None:
         """Make links again after `stop_sync`, to every peer known, at once."""
@@ -372,7 +382,7 @@ class Mesh:
         core = LinkCore(
             self._store,
             identity.endpoint_id,
-            self._hello(optional=optional),
+            self._hello(identity.endpoint_id, optional=optional, dialled=dialled),
             self._trees,
             dialled=dialled,
             now=self._clock.monotonic(),
@@ -412,13 +422,16 @@ class Mesh:
                 _LOG.info("link to %s ended", identity)
         return reason
 
-    def _hello(self, *, optional: bool) -> Hello:
+    def _hello(self, peer: str, *, optional: bool, dialled: bool) -> Hello:
+        epoch, cursors = self._sink.known(peer) if dialled else (b"", {})
         return Hello(
             site=self._config.site,
             epoch=self._replica.epoch,
             addresses=tuple(map(str, self._addresses())),
             instance=self._instance,
             optional=optional,
+            holds_epoch=epoch,
+            holds=tuple(sorted(cursors.items())),
         )
 
     def _addresses(self) -> tuple[HostPort, ...]:
@@ -475,26 +488,3 @@ class Mesh:
     async def _quietly(self, work: Coroutine[None, None, None]) -> None:
         with contextlib.suppress(PeatError, OSError):  # the link's own task reports what ended it
             await work
-
-    def _state(self, endpoint_id: str, target: Target | None) -> PeerState:
-        link = self._links.get(endpoint_id)
-        node_id, site = self._names.get(endpoint_id, ("", self._neighbours.site_of(endpoint_id) or ""))
-        addresses = [str(address) for address in target.addresses] if target is not None else []
-        if link is not None:
-            addresses += [a for a in (link.hello.addresses if link.hello else ()) if a not in addresses]
-        state = "connected" if link is not None else "connecting" if target is not None and target.busy else "waiting"
-        if link is None and not self._active:
-            state = "stopped"
-        return PeerState(
-            endpoint_id=endpoint_id,
-            node_id=node_id,
-            addresses=tuple(addresses),
-            connected=link is not None,
-            state=state,
-            reason="" if link is not None or target is None else target.reason,
-            learned=tuple(sorted(target.sources)) if target is not None else ("incoming",),
-            site=site,
-            bytes_sent=link.stream.bytes_sent if link is not None else 0,
-            bytes_received=link.stream.bytes_received if link is not None else 0,
-            rtt=link.core.pacer.rtt if link is not None else None,
-        )

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from peat_p2p.core.clock import Clock
 from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
+from peat_p2p.mesh.effects import Apply, CaughtUp, Effect, End, Forget, Greeted, MoveCursor, Rejected, Send
 from peat_p2p.mesh.frames import FrameError, Hello, Reason, RecordReader
-from peat_p2p.mesh.link import Apply, CaughtUp, Effect, End, Forget, Greeted, LinkCore, MoveCursor, Rejected, Send
+from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.tls import TlsStream
 from peat_p2p.trust.identity import Identity
 
@@ -79,6 +80,7 @@ class Session:
         self._relay = relay
         self._wake = asyncio.Event()
         self._reader = RecordReader()
+        self._out = bytearray()
         self._queue: asyncio.Queue[tuple[bytes, float] | None] = asyncio.Queue()
         self._queued = 0
         self._room = asyncio.Event()
@@ -148,9 +150,11 @@ class Session:
             data, arrived = item
             try:
                 for record in self._reader.feed(data):
-                    await self._perform(self.core.received(record, self._clock.monotonic(), arrived))
+                    await self._act(self.core.received(record, self._clock.monotonic(), arrived))
                     if self.core.ended is not None:
                         break
+                # What is due now goes in one record with the answers.
+                await self._perform(self.core.poll(self._clock.monotonic()))
             except FrameError as error:
                 self._over(End(Reason.PROTOCOL, str(error), fault=True))
                 return
@@ -175,14 +179,18 @@ class Session:
         self._wake.set()
 
     async def _perform(self, effects: list[Effect]) -> None:
+        await self._act(effects)
+        self._write()
+
+    async def _act(self, effects: list[Effect]) -> None:
+        """Perform effects; what is to be sent waits for `_write`, or for the next pause."""
         pending = list(effects)
-        out = bytearray()
         moves: list[CursorMove] = []
         while pending:
             effect = pending.pop(0)
             match effect:
                 case Send():
-                    out += effect.data
+                    self._out += effect.data
                 case Greeted():
                     refusal = self._admit(self)
                     if refusal is not None:
@@ -190,7 +198,7 @@ class Session:
                     else:
                         pending.extend(self.core.resume(self._sink.cursors(self.peer, effect.hello.epoch)))
                 case Apply():
-                    self._write(out)
+                    self._write()
                     outcomes = await self._sink.apply(effect.updates, self.peer)
                     pending[0:0] = self.core.applied(effect.number, outcomes, self._clock.monotonic())
                     if self._sink.take_reoffer(self.peer):
@@ -198,6 +206,7 @@ class Session:
                 case MoveCursor():
                     moves.append(CursorMove(self.peer, effect.epoch, effect.klass, effect.seq))
                 case Forget():
+                    self._write()
                     forgotten = await self._sink.forget(effect.floors, self.peer)
                     if forgotten:
                         self._relay(self, forgotten)
@@ -212,7 +221,6 @@ class Session:
                         pending.extend(self.core.stop(Reason.PROTOCOL, f"refused: {effect.reason}"))
                 case End():
                     self._wake.set()
-        self._write(out)
         await self._flush_moves(moves)
 
     async def _flush_moves(self, moves: list[CursorMove]) -> None:
@@ -221,7 +229,7 @@ class Session:
             moves.clear()
             await self._sink.apply((), self.peer, tuple(latest.values()))
 
-    def _write(self, out: bytearray) -> None:
-        if out:
-            self.stream.send(bytes(out))
-            out.clear()
+    def _write(self) -> None:
+        if self._out:
+            data, self._out = bytes(self._out), bytearray()
+            self.stream.send(data)

@@ -11,16 +11,19 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from peat_p2p.mesh.effects import Apply, Effect, End, Forget, Greeted, MoveCursor, Rejected, Send
 from peat_p2p.mesh.frames import Hello, Reason, RecordReader
 from peat_p2p.mesh.lanes import Linger
-from peat_p2p.mesh.link import Apply, Effect, End, Forget, Greeted, LinkCore, MoveCursor, Rejected, Send
+from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.memory import MemoryStore
 from peat_p2p.mesh.pace import RECORD_OVERHEAD
 from peat_p2p.mesh.summary import VersionTree
 
 HANDSHAKE_BYTES = 1400
 """What TLS costs each side of a new connection: measured by the tests of the transport."""
+_TLS_RECORD = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Node:
     store: MemoryStore
     trees: list[VersionTree] = field(default_factory=list)
     ends: dict[str, End_] = field(default_factory=dict)
+    known: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class End_:  # noqa: N801  (the effect has the plain name)
     busy_until: float = 0.0
     last_arrival: float = 0.0
     wake_at: float = float("inf")
+    out: bytes = b""
     sent: int = 0
     records: int = 0
 
@@ -136,7 +141,9 @@ class Simulation:
         self.now = max(self.now, until)
 
     def _end(self, node: Node, peer: Node, wire: Wire, *, dialled: bool) -> End_:
-        hello = Hello(node.site, node.store.epoch)
+        known = node.known.get(peer.name, b"") if dialled else b""
+        holds = tuple(sorted(node.store.cursors(peer.name, known).items())) if known else ()
+        hello = Hello(node.site, node.store.epoch, holds_epoch=known, holds=holds)
         core = LinkCore(
             node.store,
             peer.name,
@@ -151,16 +158,16 @@ class Simulation:
         node.ends[peer.name] = end
         return end
 
-    def _perform(self, end: End_, effects: list[Effect]) -> None:
-        data = b""
+    def _perform(self, end: End_, effects: list[Effect], *, flush: bool = True) -> None:
         applied = False
         pending = list(effects)
         while pending:
             effect = pending.pop(0)
             match effect:
                 case Send():
-                    data += effect.data
+                    end.out += effect.data
                 case Greeted():
+                    end.node.known[end.peer.name] = effect.hello.epoch
                     cursors = end.node.store.cursors(end.peer.name, effect.hello.epoch)
                     pending.extend(end.core.resume(cursors))
                 case Apply():
@@ -177,7 +184,8 @@ class Simulation:
                     end.node.ends.pop(end.peer.name, None)
                 case Forget():
                     pass
-        if data:
+        if flush and end.out:
+            data, end.out = end.out, b""
             self._transmit(end, data)
         if applied:
             if self.on_applied is not None:
@@ -188,25 +196,26 @@ class Simulation:
         self._schedule(end)
 
     def _transmit(self, end: End_, data: bytes) -> None:
-        size = len(data) + RECORD_OVERHEAD * (1 + len(data) // 16384)
-        end.sent += size
-        end.records += 1
-        self._add_bytes(end, size)
-        start = max(self.now, end.busy_until)
-        end.busy_until = start + (size / end.wire.rate if end.wire.rate else 0.0)
-        arrival = end.busy_until + end.wire.delay + self.random.uniform(0.0, end.wire.jitter)
-        end.last_arrival = arrival = max(arrival, end.last_arrival)
         other = end.other
         if other is None:
             raise RuntimeError("the link has one end")
-        self.at(arrival, lambda: self._arrive(other, data))
+        for start in range(0, len(data), _TLS_RECORD):
+            piece = data[start : start + _TLS_RECORD]
+            size = len(piece) + RECORD_OVERHEAD
+            end.sent += size
+            end.records += 1
+            self._add_bytes(end, size)
+            end.busy_until = max(self.now, end.busy_until) + (size / end.wire.rate if end.wire.rate else 0.0)
+            arrival = end.busy_until + end.wire.delay + self.random.uniform(0.0, end.wire.jitter)
+            end.last_arrival = arrival = max(arrival, end.last_arrival)
+            self.at(arrival, partial(self._arrive, other, piece))
 
     def _arrive(self, end: End_, data: bytes) -> None:
         if not end.alive:
             return
         for record in end.reader.feed(data):
-            self._perform(end, end.core.received(record, self.now))
-        self._poll(end)
+            self._perform(end, end.core.received(record, self.now), flush=False)
+        self._perform(end, end.core.poll(self.now))
 
     def _poll(self, end: End_) -> None:
         if end.alive:

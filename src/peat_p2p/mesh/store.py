@@ -13,7 +13,7 @@ from peat_p2p.documents.codec import decode_update, encode_update
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.rules import CERTIFICATES
-from peat_p2p.documents.types import CertificateUpdate, CursorMove, Outcome, PartKey, Update
+from peat_p2p.documents.types import BeatUpdate, CertificateUpdate, CursorMove, Outcome, PartKey, PartUpdate, Update
 from peat_p2p.documents.types import Version as PartVersion
 from peat_p2p.mesh.frames import Version
 from peat_p2p.mesh.ports import Encoded
@@ -70,6 +70,19 @@ class ReplicaStore:
     def decode(self, key: PartKey, body: bytes) -> Update:
         """See Store."""
         return decode_update(key, body)
+
+    def version_of(self, update: Update) -> Version | None:
+        """See Store."""
+        match update:
+            case PartUpdate():
+                return (update.generation, update.version, 0 if update.beat is None else update.beat.position)
+            case BeatUpdate():
+                held = self._replica.version(update.key)
+                return None if held is None else (held.generation, held.version, update.beat.position)
+            case CertificateUpdate():
+                held_here = self._replica.certificate(update.key.origin)
+                same = held_here is not None and held_here.certificate == update.certificate
+                return self.version(update.key) if same else None
 
     def certificate_key(self, key: PartKey) -> PartKey | None:
         """See Store."""
@@ -128,6 +141,12 @@ class ReplicaSink:
         """See Sink."""
         known, held = self._cursors.get(peer, (b"", {}))
         return {**self._replica.cursors(peer, epoch), **(held if known == epoch else {})}
+
+    def known(self, peer: str) -> tuple[bytes, dict[int, int]]:
+        """The database that the peer had when it was last met, and how far it is held; of no name if it never was."""
+        if peer in self._cursors:
+            return self._cursors[peer]
+        return self._replica.met(peer)
 
     async def forget(self, purged: Iterable[tuple[PartKey, int]], peer: str) -> list[tuple[PartKey, int]]:
         """See Sink."""

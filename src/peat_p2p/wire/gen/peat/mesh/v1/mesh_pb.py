@@ -46,11 +46,11 @@ class Frame(Message[_FrameFields]):
 
         kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | Oneof[Literal["purged"], Purged] | None
 
-_HelloFields: TypeAlias = Literal["version", "site", "epoch", "addresses", "instance", "optional"]
+_HelloFields: TypeAlias = Literal["version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds"]
 
 class Hello(Message[_HelloFields]):
     """
-    The first frame of each side.
+    The first frame of each side; the side that was called waits for the caller's.
 
     ```proto
     message peat.mesh.v1.Hello
@@ -89,9 +89,20 @@ class Hello(Message[_HelloFields]):
             ```proto
             bool optional = 6;
             ```
+        holds_epoch:
+            The receiver's database as the sender knows it, and what the sender holds of it: a Resume in advance, which counts if
+            the receiver still has that database. The side that was called always knows.
+
+            ```proto
+            bytes holds_epoch = 7;
+            ```
+        holds:
+            ```proto
+            repeated peat.mesh.v1.Cursor holds = 8;
+            ```
     """
 
-    __slots__ = ("version", "site", "epoch", "addresses", "instance", "optional")
+    __slots__ = ("version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds")
 
     if TYPE_CHECKING:
 
@@ -104,6 +115,8 @@ class Hello(Message[_HelloFields]):
             addresses: list[str] | None = None,
             instance: bytes = b"",
             optional: bool = False,
+            holds_epoch: bytes = b"",
+            holds: list[Cursor] | None = None,
         ) -> None:
             pass
 
@@ -113,12 +126,14 @@ class Hello(Message[_HelloFields]):
         addresses: list[str]
         instance: bytes
         optional: bool
+        holds_epoch: bytes
+        holds: list[Cursor]
 
 _ResumeFields: TypeAlias = Literal["cursors"]
 
 class Resume(Message[_ResumeFields]):
     """
-    Answers a Hello: what the sender holds durably of the database named there. A class that is left out is to be compared.
+    Answers a Hello whose sender named another database of the receiver, or none: what the sender holds durably of the database named there. A class that is left out is to be compared.
 
     ```proto
     message peat.mesh.v1.Resume
@@ -178,7 +193,7 @@ class Cursor(Message[_CursorFields]):
         klass: int
         seq: int
 
-_BatchFields: TypeAlias = Literal["klass", "number", "through", "new_keys", "refs", "bodies", "packed", "reset_refs"]
+_BatchFields: TypeAlias = Literal["klass", "number", "through", "new_keys", "refs", "bodies", "packed", "reset_refs", "more"]
 
 class Batch(Message[_BatchFields]):
     """
@@ -200,7 +215,7 @@ class Batch(Message[_BatchFields]):
             uint32 number = 2;
             ```
         through:
-            Absent while a sweep is under way: the batch moves no cursor.
+            Absent where that cannot be told yet: the batch moves no cursor.
 
             ```proto
             optional uint64 through = 3;
@@ -231,9 +246,15 @@ class Batch(Message[_BatchFields]):
             ```proto
             bool reset_refs = 8;
             ```
+        more:
+            More is to follow at once: `through` is a step on the way, not all that the sender holds.
+
+            ```proto
+            bool more = 9;
+            ```
     """
 
-    __slots__ = ("klass", "number", "through", "new_keys", "refs", "bodies", "packed", "reset_refs")
+    __slots__ = ("klass", "number", "through", "new_keys", "refs", "bodies", "packed", "reset_refs", "more")
 
     if TYPE_CHECKING:
 
@@ -248,6 +269,7 @@ class Batch(Message[_BatchFields]):
             bodies: list[bytes] | None = None,
             packed: bytes = b"",
             reset_refs: bool = False,
+            more: bool = False,
         ) -> None:
             pass
 
@@ -259,6 +281,7 @@ class Batch(Message[_BatchFields]):
         bodies: list[bytes]
         packed: bytes
         reset_refs: bool
+        more: bool
 
 _AckFields: TypeAlias = Literal["number", "need_full", "heads", "need_certificate", "purged", "floors", "held_ms"]
 
@@ -685,7 +708,7 @@ class GoodbyeReason(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\x87\x04\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listing\x12.\n\x06resume\x18\n \x01(\x0b2\x14.peat.mesh.v1.ResumeH\x00R\x06resume\x12.\n\x06purged\x18\x0b \x01(\x0b2\x14.peat.mesh.v1.PurgedH\x00R\x06purgedB\x06\n\x04kind"\xa1\x01\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x12\n\x04site\x18\x02 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x03 \x01(\x0cR\x05epoch\x12\x1c\n\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\x05 \x01(\x0cR\x08instance\x12\x1a\n\x08optional\x18\x06 \x01(\x08R\x08optional"8\n\x06Resume\x12.\n\x07cursors\x18\x01 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\xde\x01\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefsB\n\n\x08_through"\xda\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors\x12\x17\n\x07held_ms\x18\x07 \x01(\rR\x06heldMs"4\n\x06Purged\x12\x12\n\x04keys\x18\x01 \x03(\x0cR\x04keys\x12\x16\n\x06floors\x18\x02 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"b\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12\x18\n\x07current\x18\x03 \x01(\rR\x07current"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"H\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes"e\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests"\x8b\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions*\xf9\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06\x12\x17\n\x13GOODBYE_REASON_BUSY\x10\x07b\x06proto3',
+    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\x87\x04\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listing\x12.\n\x06resume\x18\n \x01(\x0b2\x14.peat.mesh.v1.ResumeH\x00R\x06resume\x12.\n\x06purged\x18\x0b \x01(\x0b2\x14.peat.mesh.v1.PurgedH\x00R\x06purgedB\x06\n\x04kind"\xee\x01\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x12\n\x04site\x18\x02 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x03 \x01(\x0cR\x05epoch\x12\x1c\n\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\x05 \x01(\x0cR\x08instance\x12\x1a\n\x08optional\x18\x06 \x01(\x08R\x08optional\x12\x1f\n\x0bholds_epoch\x18\x07 \x01(\x0cR\nholdsEpoch\x12*\n\x05holds\x18\x08 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05holds"8\n\x06Resume\x12.\n\x07cursors\x18\x01 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\xf2\x01\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefs\x12\x12\n\x04more\x18\t \x01(\x08R\x04moreB\n\n\x08_through"\xda\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors\x12\x17\n\x07held_ms\x18\x07 \x01(\rR\x06heldMs"4\n\x06Purged\x12\x12\n\x04keys\x18\x01 \x03(\x0cR\x04keys\x12\x16\n\x06floors\x18\x02 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"b\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12\x18\n\x07current\x18\x03 \x01(\rR\x07current"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"H\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes"e\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests"\x8b\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions*\xf9\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06\x12\x17\n\x13GOODBYE_REASON_BUSY\x10\x07b\x06proto3',
     [],
     {
         "Frame": Frame,
