@@ -60,6 +60,11 @@ class ChunkBatch:
             self._asked.add(digest)
         return not self._store.has(digest.hex())
 
+    def keep(self, chunk: ChunkRef) -> bool:
+        """Hold a chunk that is said to be in the store; whether it is."""
+        self._claim(chunk.digest)
+        return self._store.has(chunk.hex)
+
     def _claim(self, digest: bytes) -> None:
         with self._guard:
             if digest in self._taken:

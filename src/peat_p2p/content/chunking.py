@@ -43,6 +43,14 @@ def cutter(average: int) -> FastCDC:
     return FastCDC(average, min_size=average // 4, max_size=average * 4, normalized_chunking=2)
 
 
+def starts_segment(content_bytes: int, average: int, *, after_small: bool) -> bool:
+    """Whether a file starts a segment: no chunk holds bytes of it and of files before it.
+
+    A large file starts afresh, so that what lies before it cannot shift its cuts; small ones share chunks.
+    """
+    return content_bytes >= average or not after_small
+
+
 class StreamCutter:
     """Takes the content stream in pieces of any size and gives it out in chunks.
 
@@ -88,6 +96,21 @@ class StreamCutter:
             space[:count] = view[:count]
             self.advance(count)
             view = view[count:]
+
+    def pending(self) -> int:
+        """Cut what can be cut by now; how many of the bytes taken are in no chunk yet."""
+        if self._end - self._start >= self._max:
+            self._cut(final=False)
+        return self._end - self._start
+
+    def drop(self) -> None:
+        """Forget the bytes that are in no chunk yet."""
+        self._end = self._start
+
+    def flush(self) -> None:
+        """Give out the chunks that are ready. Only right after a boundary or a drop."""
+        if self._ready:
+            self._roll()
 
     def boundary(self) -> None:
         """End the segment."""

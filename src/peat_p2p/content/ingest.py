@@ -1,7 +1,8 @@
 """From scanned files to chunks in the store.
 
 Owns the reading: which bytes make up the content stream, where segments start, and threads that hash, pack and write
-while the next bytes are read and cut. Rule: a file that is not as it was when scanned fails the whole.
+while the next bytes are read and cut. Rule: a file that is not as it was when scanned fails the whole. What `reuse.py`
+knows unread is not read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 import zstandard
@@ -17,8 +19,9 @@ import zstandard
 from peat_p2p.content.batch import ChunkBatch
 from peat_p2p.content.chunking import StreamCutter
 from peat_p2p.content.containers import MIN_BYTES, is_tar, read_content
-from peat_p2p.content.entries import Kind, Recipe
-from peat_p2p.content.index import ChunkRef
+from peat_p2p.content.entries import Recipe
+from peat_p2p.content.index import ChunkRef, Index
+from peat_p2p.content.reuse import Earlier, Piece, pieces, segments
 from peat_p2p.content.scan import FileState, Source, SourceEntry, changed, read_error
 from peat_p2p.content.tars import TarSegments
 
@@ -30,34 +33,105 @@ _IN_FLIGHT = 4
 _READ = 1 << 20
 
 
-def ingest(source: Source, average: int, batch: ChunkBatch, report: Progress) -> tuple[ChunkRef, ...]:
-    """Read a scanned source, write its new chunks, and return all its chunks in order."""
-    total = source.content_bytes
+def ingest(
+    source: Source, average: int, batch: ChunkBatch, report: Progress, earlier: Index | None = None
+) -> tuple[ChunkRef, ...]:
+    """Read a scanned source, write its new chunks, and return all its chunks in order.
+
+    `earlier` is the index in which the files lie that the source says are known: of those only what shares a chunk
+    with something new is read.
+    """
     with Workers(batch) as workers:
-        cut = StreamCutter(average, lambda chunks, memory: workers.submit(chunks, lambda: cut.recycle(memory)))
-        done = 0
-        in_small = False
-        for item in source.entries:
-            if item.entry.kind is not Kind.FILE or item.entry.content_bytes == 0:
-                continue
-            # A large file starts afresh, so that what lies before it cannot shift its cuts; small ones share chunks.
-            large = item.entry.content_bytes >= average
-            if large or not in_small:
-                cut.boundary()
-            in_small = not large
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                report("read", done, total)
-
-            _read(item, cut, average, advance)
-        cut.finish()
+        ingestion = _Ingestion(source, average, batch, report, workers, earlier)
+        for segment in segments(ingestion.pieces):
+            ingestion.take(segment)
+        ingestion.cut.finish()
         return workers.finish()
 
 
-def _read(item: SourceEntry, cut: StreamCutter, average: int, advance: Callable[[int], None]) -> None:
-    """Feed the content of a file to the cutter. Raises ConflictError if it is not as it was when scanned."""
+class _Ingestion:
+    def __init__(
+        self,
+        source: Source,
+        average: int,
+        batch: ChunkBatch,
+        report: Progress,
+        workers: Workers,
+        earlier: Index | None,
+    ) -> None:
+        self.pieces = pieces(source, average)
+        self.cut = StreamCutter(
+            average, lambda chunks, memory: workers.submit(chunks, lambda: self.cut.recycle(memory))
+        )
+        self._average = average
+        self._workers = workers
+        self._report = report
+        self._total = source.content_bytes
+        self._done = 0
+        usable = earlier is not None and earlier.average == average
+        self._earlier = Earlier(earlier, self.pieces, batch.keep) if earlier is not None and usable else None
+
+    def _emit(self, chunks: list[memoryview], memory: bytearray) -> None:
+        self._workers.submit(chunks, lambda: self.cut.recycle(memory))
+
+    def take(self, segment: Sequence[Piece]) -> None:
+        """Take one segment: a large file, or small ones in a row."""
+        self.cut.boundary()
+        if self._earlier is None:
+            for piece in segment:
+                self._read(piece)
+        elif segment[0].large:
+            known = self._earlier.whole(segment[0])
+            if known is None:
+                self._read(segment[0])
+            else:
+                self._take_over(known)
+        else:
+            self._take_small(segment, self._earlier)
+
+    def _take_small(self, segment: Sequence[Piece], earlier: Earlier) -> None:
+        number, position, end = 0, segment[0].at, segment[-1].end
+        while position < end:
+            known = []
+            while position < end and (chunk := earlier.at(position)) is not None:
+                known.append(chunk)
+                position += chunk.content_size
+            self._take_over(known)
+            # Read on until a cut falls where an earlier chunk began.
+            read = position
+            while read < end:
+                while segment[number].end <= read:
+                    number += 1
+                self._read(segment[number], read - segment[number].at)
+                read = segment[number].end
+                position = read - self.cut.pending()
+                if earlier.at(position) is not None:
+                    self.cut.drop()
+                    number = bisect_right(segment, position, key=lambda piece: piece.end)
+                    break
+            else:
+                position = end
+
+    def _take_over(self, chunks: Sequence[ChunkRef]) -> None:
+        if chunks:
+            self.cut.flush()
+            self._workers.known(chunks)
+            self._advance(sum(chunk.content_size for chunk in chunks))
+
+    def _read(self, piece: Piece, skip: int = 0) -> None:
+        _read(piece.item, self.cut, self._average, self._advance, skip)
+
+    def _advance(self, count: int) -> None:
+        # What is read beyond a cut and then known after all is not counted twice.
+        self._done = min(self._done + count, self._total)
+        self._report("read", self._done, self._total)
+
+
+def _read(item: SourceEntry, cut: StreamCutter, average: int, advance: Callable[[int], None], skip: int = 0) -> None:
+    """Feed the content of a file to the cutter, without its first `skip` bytes.
+
+    Only a small file without a recipe may be skipped into. Raises ConflictError if it is not as it was when scanned.
+    """
     try:
         fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -69,7 +143,9 @@ def _read(item: SourceEntry, cut: StreamCutter, average: int, advance: Callable[
             _read_tar(item, fd, TarSegments(cut, average), advance)
         else:
             for offset, length in item.entry.data_extents():
-                _read_extent(item, fd, offset, length, cut, advance)
+                passed = min(skip, length)
+                skip -= passed
+                _read_extent(item, fd, offset + passed, length - passed, cut, advance)
         if FileState.of(os.fstat(fd)) != item.state:
             raise changed(item.path)
     except OSError as error:
@@ -133,6 +209,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="publish")
         self._slots = threading.Semaphore(_IN_FLIGHT)
         self._results: list[Future[list[ChunkRef]]] = []
+        self._order: list[Future[list[ChunkRef]] | Sequence[ChunkRef]] = []
 
     def __enter__(self) -> Workers:
         return self
@@ -150,6 +227,11 @@ class Workers:
         if self._results and self._results[-1].done():
             self._results[-1].result()
         self._results.append(self._pool.submit(self._work, chunks, done))
+        self._order.append(self._results[-1])
+
+    def known(self, chunks: Sequence[ChunkRef]) -> None:
+        """Take chunks that are in the store already; they come after what was submitted."""
+        self._order.append(chunks)
 
     def _work(self, chunks: list[memoryview], done: Callable[[], None]) -> list[ChunkRef]:
         try:
@@ -162,4 +244,4 @@ class Workers:
     def finish(self) -> tuple[ChunkRef, ...]:
         """Wait for all threads and return the chunks in order. Raises what a thread failed with."""
         wait(self._results, return_when=FIRST_EXCEPTION)
-        return tuple(chunk for result in self._results for chunk in result.result())
+        return tuple(chunk for some in self._order for chunk in (some.result() if isinstance(some, Future) else some))

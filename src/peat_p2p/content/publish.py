@@ -20,6 +20,7 @@ from peat_p2p.content.ingest import Progress, ingest
 from peat_p2p.content.manifest import Manifest, check_name, seal_manifest
 from peat_p2p.content.packing import level_for
 from peat_p2p.content.scan import Source, read_error, scan
+from peat_p2p.content.seen import Seen, recall, remember
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import DeniedError, InvalidInputError
@@ -53,11 +54,13 @@ def publish(
     progress: Progress | None = None,
     annotations: Mapping[str, str] | None = None,
     open_archives: bool = True,
+    reuse: bool = True,
 ) -> StoredPackage:
     """Put `source` into the store as this version of a package and sign its manifest. Blocks; call it from a thread.
 
     Compressed archives are stored as their content where they can be made again bit for bit from it, unless
-    `open_archives` is false. The manifest's annotations say how many were, and the digest of a single file.
+    `open_archives` is false. The manifest's annotations say how many were, and the digest of a single file. Files
+    in the state in which an earlier publish of `source` found them are not read again, unless `reuse` is false.
 
     Raises NotFoundError, DeniedError, InvalidInputError for a bad source or name, ConflictError if it changed
     meanwhile, ExhaustedError if the disk is full.
@@ -71,13 +74,16 @@ def publish(
     report: Progress = progress or (lambda phase, done, total: None)
     if store.root.resolve().is_relative_to(source.resolve()):
         raise InvalidInputError(f"{source} contains the store {store.root}; publish a folder beside it")
-    found, notes = _opened(scan(source), report) if open_archives else (scan(source), {})
-    average = average_like(found.content_bytes, _earlier_average(store, name, arch))
+    looked_at = clock.wall()
+    seen = recall(store, source) if reuse and open_archives else None
+    found = scan(source, seen.files if seen else None)
+    found, notes = _opened(found, report) if open_archives else (found, {})
+    average = average_like(found.content_bytes, _earlier_average(store, name, arch, seen))
     with store.batch(level_for(found.content_bytes)) as batch:
         with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:
             # A file that changes meanwhile fails in `ingest`, so both have seen the same content.
-            digest = beside.submit(_sha256, found)
-            chunks = ingest(found, average, batch, report)
+            digest = beside.submit(_sha256, found, seen)
+            chunks = ingest(found, average, batch, report, seen.index if seen else None)
             batch.flush()
             notes |= digest.result() | _oci_notes(source)
         index = Index(tuple(item.entry for item in found.entries), chunks, average, found.root_mode)
@@ -97,11 +103,16 @@ def publish(
             annotations=notes | dict(annotations or {}),
         )
         envelope, _ = seal_manifest(manifest, credentials)
-        return store.put_package(envelope, torrent.info, index)
+        package = store.put_package(envelope, torrent.info, index)
+        if open_archives:
+            remember(store, source, found, package.manifest_digest, looked_at)
+        return package
 
 
-def _earlier_average(store: ChunkStore, name: str, arch: str) -> int | None:
+def _earlier_average(store: ChunkStore, name: str, arch: str, seen: Seen | None) -> int | None:
     earlier = store.find(name, arch=arch)
+    if seen is not None and earlier and earlier[0].manifest_digest == seen.manifest_digest:
+        return seen.index.average
     package = store.package(earlier[0].manifest_digest) if earlier else None
     return package.index.average if package else None
 
@@ -111,27 +122,29 @@ def _opened(source: Source, report: Progress) -> tuple[Source, dict[str, str]]:
     entries = []
     opened = kept = done = 0
     for item in source.entries:
-        if item.entry.is_plain:
+        if item.known is None and item.entry.is_plain:
             try:
                 found = open_container(item.path, item.entry.size)
             except OSError as error:
                 raise read_error(item.path, error) from error
-            opened += found.opened
-            kept += found.kept
-            done += item.entry.size
             if found.opened or found.kept:
                 report("open", done, source.total_bytes)
-            if found.recipe:
-                item = replace(item, entry=replace(item.entry, recipe=found.recipe))
+                entry = replace(item.entry, recipe=found.recipe) if found.recipe else item.entry
+                item = replace(item, entry=entry, opened=found.opened, kept=found.kept)
+        done += item.entry.size
+        opened += item.opened
+        kept += item.kept
         entries.append(item)
     notes = {"archives.opened": str(opened), "archives.kept": str(kept)} if opened or kept else {}
     return replace(source, entries=tuple(entries)), notes
 
 
-def _sha256(source: Source) -> dict[str, str]:
+def _sha256(source: Source, seen: Seen | None) -> dict[str, str]:
     if source.root_mode:
         return {}
     item = source.entries[0]
+    if seen is not None and item.known is not None and "sha256" in seen.annotations:
+        return {"sha256": seen.annotations["sha256"]}
     if item.entry.recipe:
         return {"sha256": item.entry.recipe.sha256.hex()}
     with item.path.open("rb") as file:

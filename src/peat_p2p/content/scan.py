@@ -1,7 +1,8 @@
 """Looking at what is to be published.
 
 Owns the walk over a source: which entries it has, in canonical order, with the state each file had, so that a change
-while publishing is noticed. Must not read file content.
+while publishing is noticed. A file in the very state an earlier publish found it in keeps the entry it got then. Must
+not read file content.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,26 +24,47 @@ _MIN_HOLES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What identifies the state of a file on disk."""
+    """What identifies the state of a file on disk.
+
+    A program can put back the size and the modification time of a file it rewrote, but not the time of that change.
+    """
 
     device: int
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
         """The state in a stat result."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A file as an earlier publish found it: its state, its entry, where in the content stream it began.
+
+    `opened` and `kept` count the compressed streams in it that are, or are not, made again from their content.
+    """
+
+    state: FileState
+    entry: FileEntry
+    at: int
+    opened: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SourceEntry:
-    """An entry and where it was found; `state` for files only."""
+    """An entry and where it was found; `state` for files only, `known` for one that is as it was before."""
 
     entry: FileEntry
     path: Path
     state: FileState | None
+    known: KnownFile | None = None
+    opened: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +85,28 @@ class Source:
         return sum(source.entry.content_bytes for source in self.entries)
 
 
-def scan(source: Path) -> Source:
-    """Look at a file or a directory. Raises NotFoundError, DeniedError or InvalidInputError."""
+def scan(source: Path, known: Mapping[str, KnownFile] | None = None) -> Source:
+    """Look at a file or a directory; `known` are the files of an earlier look by their paths in the package.
+
+    Raises NotFoundError, DeniedError or InvalidInputError.
+    """
+    earlier = known or {}
     try:
         status = source.stat()
     except OSError as error:
         raise read_error(source, error) from error
     if stat.S_ISREG(status.st_mode):
-        return Source((_file(source, source.name or source.resolve().name, status),), 0)
+        return Source((_file(source, source.name or source.resolve().name, status, earlier),), 0)
     if not stat.S_ISDIR(status.st_mode):
         raise InvalidInputError(f"{source} is neither a file nor a directory")
-    found = sorted(_walk(source, ""), key=lambda entry: components(entry.entry.path))
+    found = sorted(_walk(source, "", earlier), key=lambda entry: components(entry.entry.path))
     mode = stat.S_IMODE(status.st_mode)
     if mode == 0:
         raise InvalidInputError(f"{source} has mode 0000; give its owner access")
     return Source(tuple(found), mode)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[SourceEntry]:
+def _walk(folder: Path, prefix: str, known: Mapping[str, KnownFile]) -> Iterator[SourceEntry]:
     try:
         with os.scandir(folder) as items:
             children = list(items)
@@ -97,20 +123,23 @@ def _walk(folder: Path, prefix: str) -> Iterator[SourceEntry]:
         except OSError as error:
             raise read_error(path, error) from error
         if stat.S_ISREG(status.st_mode):
-            yield _file(path, name, status)
+            yield _file(path, name, status, known)
         elif stat.S_ISDIR(status.st_mode):
             entry = FileEntry(name, Kind.DIRECTORY, stat.S_IMODE(status.st_mode), xattrs=read_xattrs(path))
             yield SourceEntry(entry, path, None)
-            yield from _walk(path, name + "/")
+            yield from _walk(path, name + "/", known)
         else:
             raise InvalidInputError(f"{path} is a device, a pipe or a socket; only files, directories and links can be")
 
 
-def _file(path: Path, name: str, status: os.stat_result) -> SourceEntry:
+def _file(path: Path, name: str, status: os.stat_result, known: Mapping[str, KnownFile]) -> SourceEntry:
     mode, size = stat.S_IMODE(status.st_mode), status.st_size
+    state, before = FileState.of(status), known.get(name)
+    if before is not None and before.state == state and before.entry.mode == mode:
+        return SourceEntry(before.entry, path, state, before, before.opened, before.kept)
     runs = _runs(path, size) if status.st_blocks * 512 + _MIN_HOLES <= size else ()
     entry = FileEntry(name, Kind.FILE, mode, size, xattrs=read_xattrs(path), runs=runs)
-    return SourceEntry(entry, path, FileState.of(status))
+    return SourceEntry(entry, path, state)
 
 
 def _runs(path: Path, size: int) -> tuple[int, ...]:
