@@ -31,6 +31,7 @@ from peat_p2p.swarm.seeds import Seeds
 from peat_p2p.swarm.session import Limits
 from peat_p2p.swarm.status import Priority
 from peat_p2p.swarm.surroundings import Surroundings
+from peat_p2p.swarm.throttle import Throttle
 from peat_p2p.swarm.torrents import TorrentSession
 from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
@@ -72,6 +73,8 @@ class SwarmEngine:
         self._seeds: Seeds
         self._loops: list[asyncio.Task[None]] = []
         self._meter = Meter(config.budget)
+        self._taken = Throttle(clock.monotonic, config.download_limit)
+        self._given = Throttle(clock.monotonic, config.upload_limit)
         self._stopped = ""
         self._around: Surroundings
         self.swarm_address = config.listen
@@ -94,7 +97,7 @@ class SwarmEngine:
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
-            server = MetadataServer(self._seeds)
+            server = MetadataServer(self._seeds, self._given)
             self.metadata_address = await self._stack.enter_async_context(
                 server.serve(config.metadata_listen, self._credentials)
             )
@@ -114,6 +117,7 @@ class SwarmEngine:
                 endpoint_id=self._credentials.identity.endpoint_id,
                 site=config.site,
                 hold=self._hold,
+                throttle=self._taken,
             )
             await self._tasks.__aenter__()
             self._loops.append(self._tasks.create_task(self._seeds.tend(), name="tend seeds"))
@@ -173,6 +177,7 @@ class SwarmEngine:
 
     def set_limits(self, download: int, upload: int) -> None:
         """Change the caps in bytes per second; 0 is none."""
+        self._taken.rate, self._given.rate = download, upload
         self._torrents.set_limits(Limits(download, upload))
 
     async def _open_bearers(self) -> Bearers | None:
@@ -200,7 +205,7 @@ class SwarmEngine:
             while True:
                 self._torrents.ask_traffic()
                 await asyncio.sleep(_METER_S)
-                traffic = self._torrents.traffic
+                traffic = self._torrents.traffic + self._taken.total + self._given.total
                 self._meter.spend(self._clock.wall(), traffic - counted)
                 margin += traffic - counted
                 counted = traffic

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,15 +21,20 @@ import zstandard
 from aiohttp import web
 from blake3 import blake3
 
+from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
+from peat_p2p.swarm.chunkserver import PACED_HEADER, chunk_handler
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
+from peat_p2p.swarm.throttle import Throttle
 from peat_p2p.swarm.torrent import MAX_INFO_BYTES
 from peat_p2p.trust.credentials import NodeCredentials
 
 _MAX_MANIFEST_BYTES = 64 << 10
 _PIECE = 64 << 10
+_READ_BUFFER = 256 << 10
+_KEEP_ALIVE_S = 60.0  # a handshake is a round trip, and across a thin link a second
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -56,12 +61,21 @@ class Giver(Protocol):
         """Check a chunk that somebody got damaged; whether it is good."""
         ...
 
+    async def chunks(self, infohash: str) -> Sequence[ChunkRef] | None:
+        """The chunks of a package on offer."""
+        ...
+
+    def read(self, chunk: ChunkRef) -> bytes | None:
+        """One chunk, None when it is not here. Blocks."""
+        ...
+
 
 class MetadataServer:
     """The HTTPS face of one node."""
 
-    def __init__(self, giver: Giver) -> None:
+    def __init__(self, giver: Giver, throttle: Throttle) -> None:
         self._giver = giver
+        self._throttle = throttle
 
     @asynccontextmanager
     async def serve(self, listen: HostPort, credentials: NodeCredentials) -> AsyncIterator[HostPort]:
@@ -72,6 +86,7 @@ class MetadataServer:
         app.router.add_post("/peat/v1/join/{infohash:[0-9a-f]{64}}", self._join)
         app.router.add_post("/peat/v1/assist/{infohash:[0-9a-f]{64}}", self._assist)
         app.router.add_post("/peat/v1/suspect/{digest:[0-9a-f]{64}}", self._suspect)
+        app.router.add_post("/peat/v1/chunks/{infohash:[0-9a-f]{64}}", chunk_handler(self._giver, self._throttle))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -147,6 +162,14 @@ class Partial:
     body: bytearray = field(default_factory=bytearray)
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkAnswer:
+    """An answer that is a stream of chunks. `paced`: the peer's TCP does not take loss for a full link."""
+
+    content: aiohttp.StreamReader
+    paced: bool
+
+
 class MetadataClient:
     """Asks other agents. One per engine; use as a context."""
 
@@ -160,14 +183,14 @@ class MetadataClient:
     ) -> None:
         self._routes = routes or Routes()
         self._credentials = credentials
-        self._idle_timeout = idle_timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=idle_timeout)
         self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MetadataClient:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=self._idle_timeout)
-        connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(), limit=32, keepalive_timeout=5.0)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        context = self._credentials.client_context()
+        connector = aiohttp.TCPConnector(ssl=context, limit=64, keepalive_timeout=_KEEP_ALIVE_S)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, read_bufsize=_READ_BUFFER)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -210,6 +233,16 @@ class MetadataClient:
         """Tell `peer` that a chunk it gave was damaged, so that it looks. Whether it found it good."""
         return (await self._post(peer, f"/peat/v1/suspect/{digest}", b"")).get("good") is not False
 
+    @asynccontextmanager
+    async def chunks(
+        self, peer: PeerCandidate, infohash: str, asks: AsyncIterator[bytes], *, straight: bool
+    ) -> AsyncIterator[ChunkAnswer]:
+        """Ask for chunks as long as `asks` yields; see `chunkserver`. Raises UnavailableError, also while in use."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=None)
+        path = f"/peat/v1/chunks/{infohash}"
+        async with self._ask("POST", peer, path, {}, asks, timeout=timeout, straight=straight) as response:
+            yield ChunkAnswer(response.content, response.headers.get(PACED_HEADER) == "1")
+
     async def _post(self, peer: PeerCandidate, path: str, body: bytes) -> dict[str, Any]:
         async with self._ask("POST", peer, path, {}, body) as response:
             return _object(await response.content.read(_MAX_MANIFEST_BYTES), f"{peer.agent_id}'s answer")
@@ -226,13 +259,21 @@ class MetadataClient:
 
     @asynccontextmanager
     async def _ask(
-        self, method: str, peer: PeerCandidate, path: str, headers: dict[str, str], body: bytes | None = None
+        self,
+        method: str,
+        peer: PeerCandidate,
+        path: str,
+        headers: dict[str, str],
+        body: bytes | AsyncIterator[bytes] | None = None,
+        *,
+        timeout: aiohttp.ClientTimeout | None = None,
+        straight: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "MetadataClient is used as a context"
-        address = await self._routes.metadata(peer)
+        address = await self._routes.metadata(peer, straight=straight)
         try:
             async with self._session.request(
-                method, f"https://{address}{path}", headers=headers, data=body
+                method, f"https://{address}{path}", headers=headers, data=body, timeout=timeout or self._timeout
             ) as response:
                 if response.status == 404:
                     raise NotHeldError(f"{peer.agent_id} does not hold it")

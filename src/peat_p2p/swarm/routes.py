@@ -30,14 +30,20 @@ class Routes:
             return direct
         return await self._paths.to(direct, bearer=await resolve(peer.metadata), service=Service.SWARM)
 
-    async def metadata(self, peer: PeerCandidate) -> HostPort:
-        """Where to ask a peer for metadata. Raises UnavailableError."""
+    async def metadata(self, peer: PeerCandidate, *, straight: bool = False) -> HostPort:
+        """Where to ask a peer for metadata and chunks, `straight` without a bearer. Raises UnavailableError."""
         if peer.metadata is None:
             raise UnavailableError(f"{peer.agent_id} has announced no address for metadata")
         direct = await resolve(peer.metadata)
-        if self._paths is None or self._near(peer):
+        if self._paths is None or straight or self._near(peer):
             return direct
         return await self._paths.to(direct, bearer=direct, service=Service.METADATA)
+
+    def far(self, peer: PeerCandidate) -> bool:
+        """Whether a peer is reached by a bearer."""
+        if self._paths is None or peer.metadata is None or self._near(peer):
+            return False
+        return self._paths.far(peer.metadata)
 
     def round_trip(self, peer: PeerCandidate) -> float:
         """Seconds to a peer and back by the bearer; 0 when that is not known."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,22 @@ class Seeds:
         package = await asyncio.to_thread(self._store.package, digest) if digest else None
         return package.info if package else None
 
+    async def chunks(self, infohash: str) -> Sequence[ChunkRef] | None:
+        """The chunks of an offer or of a torrent that is active."""
+        torrent = self._torrents.get(infohash)
+        parsed = torrent.parsed if torrent is not None else await self._parsed(infohash)
+        return parsed.chunks if parsed is not None else None
+
+    def read(self, chunk: ChunkRef) -> bytes | None:
+        """One chunk as it lies on disk, None when it is not verified or not here. Blocks."""
+        if not self._store.has(chunk.hex):
+            return None
+        try:
+            data = self._store.chunk_path(chunk.hex).read_bytes()
+        except OSError:
+            return None
+        return data if len(data) == chunk.size else None
+
     async def envelope(self, manifest_digest: str) -> dict[str, Any] | None:
         """The signed manifest of an offer or assist."""
         for assist in self._assists.values():
@@ -127,8 +144,9 @@ class Seeds:
         async with self._checks:
             for infohash in [*self._offers, *self._assists]:
                 torrent = self._torrents.get(infohash)
-                chunk = torrent.parsed.chunk(digest) if torrent else None
-                if torrent is not None and chunk is not None:
+                parsed = torrent.parsed if torrent is not None else await self._parsed(infohash)
+                chunk = parsed.chunk(digest) if parsed is not None else None
+                if chunk is not None:
                     return await self._check(chunk)
         raise NotFoundError(f"no chunk {digest[:12]} is given here")
 

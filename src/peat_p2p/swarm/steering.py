@@ -38,13 +38,21 @@ class Steering:
         self._plan.fetched(self._around.clock.monotonic())
 
     def steer(
-        self, reading: Reading, pieces: Collection[int], candidates: Sequence[PeerCandidate], held: str
+        self,
+        reading: Reading,
+        pieces: Collection[int],
+        candidates: Sequence[PeerCandidate],
+        held: str,
+        begun: Collection[int] = (),
     ) -> Sequence[PeerCandidate]:
-        """Decide for what is missing (`pieces`) and tell libtorrent what changed. Returns whom to connect to."""
+        """Decide for what is missing (`pieces`) and tell libtorrent what changed. Returns whom to connect to.
+
+        `begun` are pieces that are on their way without libtorrent.
+        """
         around, before = self._around, self.decision
         endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
         pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
-        partial = self._torrent.partial()
+        partial = self._torrent.partial().union(begun)
         now = around.clock.monotonic()
         decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
         if decision.inside:
@@ -57,7 +65,7 @@ class Steering:
         self.decision = decision
         for priority in (_FIRST, _ORDINARY, _UNWANTED):
             changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
-            self._torrent.want(changed, priority)
+            self._torrent.want([n for n in changed if n not in begun], priority)
         far = [around.routes.round_trip(peer) for peer in candidates if _by_bearer(peer, reading)]
         around.torrents.round_trip(self._torrent, max(far, default=0.0))
         near = [peer for peer in candidates if self._plan.near(peer)]

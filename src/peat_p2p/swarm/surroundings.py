@@ -15,6 +15,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.swarm.metadata import MetadataClient
 from peat_p2p.swarm.peers import PeerBook
 from peat_p2p.swarm.routes import Routes
+from peat_p2p.swarm.throttle import Throttle
 from peat_p2p.swarm.torrents import TorrentSession
 
 if TYPE_CHECKING:
@@ -49,3 +50,4 @@ class Surroundings:
     endpoint_id: str
     site: str
     hold: Callable[[Transfer], str]
+    throttle: Throttle

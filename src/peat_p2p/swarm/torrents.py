@@ -135,6 +135,10 @@ class Torrent:
         if pieces:
             self._handle.prioritize_pieces([(piece, priority) for piece in pieces])
 
+    def give(self, piece: int, data: bytes) -> None:
+        """Hand over a whole piece that came another way; it is checked, written and had like any other."""
+        self._handle.add_piece(piece, data, 0)
+
     def flush(self) -> None:
         """Write what libtorrent holds back. It keeps finished pieces in memory for seconds otherwise."""
         self._handle.flush_cache()

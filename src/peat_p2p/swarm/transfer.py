@@ -19,7 +19,9 @@ from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
+from peat_p2p.swarm.blame import Blame
 from peat_p2p.swarm.dialer import Dialer
+from peat_p2p.swarm.feeds import Feeds
 from peat_p2p.swarm.ledger import Ledger, SourceBytes
 from peat_p2p.swarm.metadata import NotHeldError, Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
@@ -29,14 +31,13 @@ from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferStat
 from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
-from peat_p2p.swarm.torrents import PeerEvent, Reading, Torrent
+from peat_p2p.swarm.torrents import Reading, Torrent
 from peat_p2p.swarm.written import disk_error, remove_files, written
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 _QUIET_S = 0.05  # readings are at least this far apart, however many alerts come
-_REPORTS = 8
 _RATE_MEMORY = 0.2
 
 
@@ -77,9 +78,8 @@ class Transfer:
         self._at = _Progress(total=manifest.total_bytes, missing_bytes=manifest.total_bytes)
         self._names: dict[str, str] = {}
         self._dialer: Dialer | None = None
-        self._banned: list[str] = []
-        self._bad_pieces: list[int] = []
-        self._shunned: set[str] = set()
+        self._feeds: Feeds | None = None
+        self._evidence = Blame(around, self._blame)
         self._unsaved = ""
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
@@ -321,11 +321,13 @@ class Transfer:
         good, failure = False, None
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(torrent, self.envelope, around, tasks)
+            self._feeds = Feeds(torrent, around, tasks)
             try:
                 good = await self._run_torrent(torrent, pieces)
             except Exception as error:  # raised below: the group would wrap it
                 failure = error
             self._dialer.stop()
+            self._feeds.stop()
         if failure is not None:
             raise failure
         torrent.keep_inside(False)
@@ -335,12 +337,13 @@ class Transfer:
     async def _run_torrent(self, torrent: Torrent, pieces: dict[int, ChunkRef]) -> bool:
         """Fetch and verify `pieces`. False when one did not match and the torrent must be added anew."""
         around = self._around
-        steering = Steering(torrent, around, frozenset(pieces))
+        steering, feeds = Steering(torrent, around, frozenset(pieces)), self._feeds
+        assert feeds is not None
         while pieces:
             reading = torrent.read()
             if reading.errno:
                 raise disk_error(reading, self.manifest.reference, around.store.root)
-            self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
+            self._count(reading, feeds)
             await asyncio.to_thread(self._save, durable=False)
             done = [n for n in pieces if reading.have[n]]
             if done:
@@ -348,20 +351,25 @@ class Transfer:
                 if not await self._verify(torrent, [pieces.pop(n) for n in done]):
                     return False
             held = around.hold(self)
-            candidates = [peer for peer in self._candidates() if peer.endpoint_id not in self._shunned]
-            to_dial = steering.steer(reading, pieces, candidates, held)
+            candidates = self._evidence.honest(self._candidates())
+            to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
+            fed = feeds.steer(steering.decision, candidates, to_dial)
             if self._dialer is not None:
-                self._dialer.dial(to_dial, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
+                others = [peer for peer in to_dial if peer.endpoint_id not in fed]
+                self._dialer.dial(others, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
             self._observe(torrent, reading, steering.decision, held)
-            if self._forgive(reading):
-                self._shunned.clear()
+            if self._evidence.forgive(reading.peers):
                 return False
             await asyncio.sleep(_QUIET_S)
             await torrent.woken(TICK_S)
         reading = torrent.read()
-        self._ledger.observe(reading.received, [peer.connection for peer in reading.peers])
+        self._count(reading, feeds)
         self._observe(torrent, reading, steering.decision, "")
         return True
+
+    def _count(self, reading: Reading, feeds: Feeds) -> None:
+        connections = [peer.connection for peer in reading.peers]
+        self._ledger.observe(reading.received + feeds.received, connections + feeds.connections())
 
     async def _wait_landed(self, parsed: ParsedInfo) -> None:
         """Wait until a chunk that another transfer fetches is here, or is given up by it."""
@@ -412,45 +420,30 @@ class Transfer:
                 around.book.succeeded(known.endpoint_id)
                 if peer.rate:
                     around.book.measured(known.endpoint_id, peer.rate)
+        fed = self._feeds.flowing if self._feeds is not None else []
+        for candidate in fed:
+            self._names[peer_fingerprint(candidate.endpoint_id)] = candidate.agent_id
         for event in torrent.take_events():
-            self._on_event(event)
-        self._report_bad(torrent)
-        at.rate += _RATE_MEMORY * (reading.rate - at.rate) if at.rate else reading.rate
-        at.peers = len(reading.peers)
+            self._evidence.note(event)
+            if event.what in ("failed", "closed") and event.address is not None and self._dialer is not None:
+                self._dialer.lost(event.address, event.text)
+        if self._feeds is not None:
+            self._evidence.fed(self._feeds.take_bad())
+        if self._dialer is not None:
+            self._evidence.report(torrent, self._candidates(), self._dialer)
+        rate = reading.rate + (self._feeds.rate if self._feeds is not None else 0.0)
+        at.rate += _RATE_MEMORY * (rate - at.rate) if at.rate else rate
+        giving = {peer.peer for peer in reading.peers} | {peer_fingerprint(one.endpoint_id) for one in fed}
+        at.peers = len(giving)
         if held:
             self._set(TransferState.WAITING, held)
-        elif reading.peers:
-            names = sorted(self._names.get(peer.peer, peer.peer) for peer in reading.peers)
+        elif giving:
+            names = sorted(self._names.get(peer, peer) for peer in giving)
             self._set(
                 TransferState.FETCHING, "; ".join(filter(None, (f"from {', '.join(names[:8])}", decision.reason)))
             )
         else:
             self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
-
-    def _on_event(self, event: PeerEvent) -> None:
-        if event.what == "banned":
-            self._blame(event.peer)
-            self._banned.append(event.peer)
-        elif event.what in ("failed", "closed") and event.address is not None and self._dialer is not None:
-            self._dialer.lost(event.address, event.text)
-        elif event.what == "bad-piece" and event.piece is not None:
-            self._bad_pieces.append(event.piece)
-
-    def _report_bad(self, torrent: Torrent) -> None:
-        """Tell senders of bad pieces, so that an honest one with a rotten disk looks and mends."""
-        if self._banned and self._bad_pieces and self._dialer is not None:
-            digests = [torrent.parsed.chunks[piece].hex for piece in self._bad_pieces[:_REPORTS]]
-            for peer in self._candidates():
-                if peer_fingerprint(peer.endpoint_id) in self._banned:
-                    self._shunned.add(peer.endpoint_id)
-                    self._dialer.report(peer, digests)
-            self._banned.clear()
-            self._bad_pieces.clear()
-
-    def _forgive(self, reading: Reading) -> bool:
-        """Whether nobody is left but peers that libtorrent shuns for good, and one of them may be tried again."""
-        now = self._around.clock.monotonic()
-        return not reading.peers and any(self._around.book.health(peer).retry_at <= now for peer in self._shunned)
 
     def _candidates(self) -> list[PeerCandidate]:
         candidates = self._source.candidates(self.manifest_digest)

@@ -49,6 +49,13 @@ class Paths:
         self._local[local] = direct
         return local
 
+    def far(self, bearer: HostPort) -> bool:
+        """Whether what is known of a peer's bearer says that the way leads through it."""
+        if not _by_bearer(bearer):
+            return False
+        shown = self._bearers.reading(bearer)
+        return shown is not None and shown.min_rtt >= LONG_RTT_S
+
     def behind(self, address: HostPort) -> HostPort:
         """The direct address for which a local port stands; any other address is returned as it is."""
         return self._local.get(address, address)

@@ -1,0 +1,128 @@
+"""Which chunk is asked of which stream: the pool, what streams owe, and the asks as bytes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.swarm.asks import ASK, FIRST_DEPTH, MOST_DEPTH, Ask, Asks, decode_ask, runs
+
+
+@given(st.lists(st.integers(0, 300), unique=True))
+def test_runs_name_the_same_chunks_in_the_same_order(pieces: list[int]) -> None:
+    said = [n for ask in runs(pieces) for n in range(ask.first, ask.first + ask.count)]
+    assert said == pieces
+
+
+def test_a_long_run_is_one_ask() -> None:
+    assert runs(range(5, 2000)) == [Ask(5, 1995)]
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(0, 2**32 - 1))
+def test_an_ask_comes_back(first: int, count: int, offset: int) -> None:
+    ask = Ask(first, count, offset)
+    assert decode_ask(ask.encode(), 200) == ask
+
+
+@given(st.binary(max_size=2 * ASK.size))
+def test_what_is_no_ask_is_refused(data: bytes) -> None:
+    try:
+        ask = decode_ask(data, 10)
+    except InvalidInputError:
+        return
+    assert ask.first + ask.count <= 10
+
+
+def test_chunks_that_matter_come_first_and_others_in_order() -> None:
+    asks = Asks([1000] * 10)
+    asks.want(range(10), first={7, 4})
+    asks.open("a", 0.0)
+    assert asks.next("a", 0.1) == [4, 7, 0, 1, 2, 3, 5, 6, 8, 9]
+
+
+def test_a_stream_is_asked_for_more_the_faster_and_farther_it_is() -> None:
+    asks = Asks([50_000] * 4000)
+    asks.want(range(4000))
+    asks.open("a", 0.0)
+    first = len(asks.next("a", 0.6))
+    assert FIRST_DEPTH <= first * 50_000 < FIRST_DEPTH + 50_000
+    for piece in range(first):
+        asks.got("a", 50_000, (piece + 1) * 0.1)
+        asks.settled("a", piece)
+    assert asks.rate_of("a") == pytest.approx(500_000, rel=0.3)
+    deep = sum(50_000 for _ in asks.next("a", 0.6))
+    assert deep > 2 * FIRST_DEPTH
+    for number in range(200):
+        asks.got("a", 10**9, 10.0 + number)
+    asks.next("a", 10.0)
+    assert asks.owes("a") <= MOST_DEPTH + 50_000
+
+
+def test_nothing_is_asked_of_a_stream_that_is_gone() -> None:
+    asks = Asks([10] * 3)
+    asks.want(range(3))
+    asks.open("a", 0.0)
+    assert sorted(asks.next("a", 0.1)) == [0, 1, 2]
+    assert sorted(asks.close("a")) == [0, 1, 2]
+    assert asks.next("a", 0.1) == []
+    asks.got("a", 10, 1.0)
+    assert not asks.settled("a", 0)
+    assert asks.close("a") == []
+    assert asks.waiting == 3
+
+
+class Streams(RuleBasedStateMachine):
+    """Streams come and go; a chunk is always in exactly one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks = Asks([100_000] * 12)
+        self.asks.want(range(12))
+        self.owed: dict[str, set[int]] = {}
+        self.done: set[int] = set()
+        self.now = 0.0
+
+    @rule(name=st.sampled_from("abc"))
+    def open(self, name: str) -> None:
+        if name not in self.owed:
+            self.asks.open(name, self.now)
+            self.owed[name] = set()
+
+    @rule(name=st.sampled_from("abc"))
+    def ask(self, name: str) -> None:
+        got = self.asks.next(name, 0.5)
+        assert name in self.owed or not got
+        for piece in got:
+            self.owed[name].add(piece)
+
+    @rule(name=st.sampled_from("abc"), piece=st.integers(0, 11))
+    def give(self, name: str, piece: int) -> None:
+        self.now += 0.1
+        good = self.asks.settled(name, piece)
+        assert good == (piece in self.owed.get(name, ()))
+        if good:
+            self.owed[name].discard(piece)
+            self.done.add(piece)
+
+    @rule(name=st.sampled_from("abc"))
+    def close(self, name: str) -> None:
+        assert set(self.asks.close(name)) == self.owed.pop(name, set())
+
+    @rule(first=st.sets(st.integers(0, 11)))
+    def want(self, first: set[int]) -> None:
+        self.asks.want(set(range(12)) - self.done, first)
+
+    @invariant()
+    def everything_is_somewhere_once(self) -> None:
+        owed = [piece for pieces in self.owed.values() for piece in pieces]
+        assert len(owed) == len(set(owed))
+        assert set(owed) == set(self.asks.asked)
+        assert self.asks.waiting + len(owed) + len(self.done) == 12
+        for name, pieces in self.owed.items():
+            assert self.asks.owes(name) == 100_000 * len(pieces)
+
+
+TestStreams = Streams.TestCase
