@@ -151,10 +151,12 @@ class Feeds:
         if straight > bearer:
             for feed in mine:
                 feed.retiring = feed.retiring or not feed.straight
-        elif bearer > FAST and not any(feed.straight for feed in mine):
-            if peer.endpoint_id in self._paced and self._no_tcp_until.get(peer.endpoint_id, 0.0) <= now:
-                for _ in range(TCP_STREAMS):
-                    self._begin(peer, straight=True)
+        elif bearer > FAST and not any(feed.straight for feed in mine) and self._may_go_straight(peer, now):
+            for _ in range(TCP_STREAMS):
+                self._begin(peer, straight=True)
+
+    def _may_go_straight(self, peer: PeerCandidate, now: float) -> bool:
+        return peer.endpoint_id in self._paced and self._no_tcp_until.get(peer.endpoint_id, 0.0) <= now
 
     def rest(self) -> None:
         """Ask for nothing more; what is on its way still comes."""
