@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.content import batch as batch_module
+from peat_p2p.content.chunking import average_for
 from peat_p2p.content.materialize import materialize
 from peat_p2p.content.packing import level_for, pack, unpack
 from peat_p2p.content.store import ChunkStore, StoredPackage
@@ -90,3 +91,12 @@ def test_another_zstd_makes_no_other_chunks_of_known_content(
     assert len(set(again.chunks) & set(first.index.chunks)) == len(set(first.index.chunks)) - 1
     materialize(store, again, tmp_path / "out")
     assert (tmp_path / "out/text").read_bytes() == source.read_bytes()
+
+
+def test_chunk_size_fits_the_package() -> None:
+    for total in (1 << 20, 64 << 20, 1 << 30, 5 << 30, 30 << 30, 100 << 30):
+        chunks = total / average_for(total)
+        assert 64 <= chunks <= 32768, total
+    assert average_for(5_000_000_000) <= 1 << 20  # a change of one small file costs no more than this
+    sizes = [average_for(1 << shift) for shift in range(10, 40)]
+    assert sizes == sorted(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +12,15 @@ import aiohttp
 import pytest
 import zstandard
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
-from peat_p2p.core.errors import InvalidInputError, TooLargeError, UnavailableError
+from peat_p2p.core.errors import InvalidInputError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm import metadata as module
 from peat_p2p.swarm.metadata import MetadataClient, Partial
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
+from peat_p2p.swarm.torrent import restored, shortened
 
 HASH = "ab" * 32
 
@@ -66,11 +70,12 @@ async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch
     ann, bob, cat = node("ann"), node("bob"), node("cat")
     package = ann.publish(content(size=800_000))
     await (await ann.start()).seed(package)
-    packed = zstandard.ZstdCompressor(level=3).compress(package.info)
+    packed = module.pack_info(package.info, short=True)
     etag = '"' + module.blake3(packed).hexdigest()[:32] + '"'
 
     async def breaks(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"ETag": etag, "Content-Length": str(len(packed))})
+        response.content_type = module.SHORT_FORM
         await response.prepare(request)
         await response.write(packed[: len(packed) // 2])
         await asyncio.sleep(0.05)
@@ -95,6 +100,28 @@ async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch
         partial.body = Counting(partial.body)
         assert await client.info(ann.candidate(), package.manifest.infohash, partial) == package.info
     assert sum(seen) == len(packed) - had
+
+
+async def test_short_form_is_much_shorter_and_gives_the_same(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=3_000_000))
+    await (await ann.start()).seed(package)
+    assert restored(shortened(package.info), ann.credentials.ca_pem) == package.info
+    assert len(module.pack_info(package.info, short=True)) < 0.7 * len(module.pack_info(package.info, short=False))
+    url = f"https://{ann.candidate().metadata}/peat/v1/metadata/{package.manifest.infohash}"
+    # One that knows no short form still gets the whole.
+    context = bob.credentials.client_context()
+    async with aiohttp.ClientSession() as session, session.get(url, ssl=context) as response:
+        assert response.content_type == module.WHOLE_FORM
+        whole = zstandard.ZstdDecompressor().stream_reader(await response.read()).read()
+    assert whole == package.info
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_short_form(data: bytes) -> None:
+    for form in (lambda: restored(data, b"ca"), lambda: shortened(data)):
+        with contextlib.suppress(PeatError):
+            form()
 
 
 async def test_another_packing_begins_anew(node, content) -> None:

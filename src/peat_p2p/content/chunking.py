@@ -15,8 +15,11 @@ from pyfastcdc import FastCDC
 from peat_p2p.content.index import MAX_AVERAGE
 
 MIN_AVERAGE = 16 << 10
-# More chunks find more that two versions share; each costs a file in the store and about 100 bytes of metadata.
+# More chunks find more that two versions share; each costs a file in the store and about 100 bytes of metadata. A
+# large package of small files would lose too much of that with few chunks, and a huge one make too many files.
 _CHUNKS_WANTED = 4096
+_AMPLE_AVERAGE = 1 << 20
+_CHUNKS_MOST = 32768
 _BUFFER_BYTES = 8 << 20
 _BLOCK = 16 << 10
 _ZERO = bytes(32)
@@ -25,7 +28,10 @@ _ZERO = bytes(32)
 def average_for(total_bytes: int) -> int:
     """The average chunk size for a package of this size: a power of two."""
     average = MIN_AVERAGE
-    while average < MAX_AVERAGE and average * _CHUNKS_WANTED < total_bytes:
+    while average < MAX_AVERAGE:
+        wanted = _CHUNKS_WANTED if average < _AMPLE_AVERAGE else _CHUNKS_MOST
+        if average * wanted >= total_bytes:
+            break
         average *= 2
     return average
 

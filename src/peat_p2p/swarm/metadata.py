@@ -1,7 +1,8 @@
 """Metadata between agents: info dictionaries and manifests over HTTPS with both certificates checked.
 
 An SSL torrent's metadata cannot come through the torrent itself (the certificate that guards it is inside), so each
-agent serves it: `GET /peat/v1/metadata/{infohash}` (zstd, resumable by Range) and `GET /peat/v1/manifest/{digest}`.
+agent serves it: `GET /peat/v1/metadata/{infohash}` (zstd, resumable by Range; in short form for those who accept that)
+and `GET /peat/v1/manifest/{digest}`.
 Rule: only nodes of the formation are asked and answered. Which of them answers does not matter: what comes names
 itself (infohash, signature) and the caller checks that; here it is only bounded in size. Must not
 know what a transfer is.
@@ -28,13 +29,15 @@ from peat_p2p.swarm.chunkserver import PACED_HEADER, chunk_handler
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.throttle import Throttle
-from peat_p2p.swarm.torrent import MAX_INFO_BYTES
+from peat_p2p.swarm.torrent import MAX_INFO_BYTES, restored, shortened
 from peat_p2p.trust.credentials import NodeCredentials
 
 _MAX_MANIFEST_BYTES = 64 << 10
 _PIECE = 64 << 10
 _READ_BUFFER = 256 << 10
 _KEEP_ALIVE_S = 60.0  # a handshake is a round trip, and across a thin link a second
+WHOLE_FORM = "application/zstd"
+SHORT_FORM = "application/vnd.peat.torrent-short+zstd"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -104,7 +107,9 @@ class MetadataServer:
         info = await self._giver.info(infohash)
         if info is None:
             raise web.HTTPNotFound(text="not held here")
-        body = await asyncio.to_thread(zstandard.ZstdCompressor(level=3).compress, info)
+        short = SHORT_FORM in request.headers.get("Accept", "")
+        form = SHORT_FORM if short else WHOLE_FORM
+        body = await asyncio.to_thread(pack_info, info, short=short)
         # Another version of zstd may pack otherwise: a part is only joined to a part of the same packing.
         etag = blake3(body).hexdigest()[:32]
         headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Peat-Size": str(len(info))}
@@ -115,9 +120,9 @@ class MetadataServer:
             except ValueError:
                 start = 0
         if not 0 < start < len(body):
-            return web.Response(body=body, headers=headers, content_type="application/zstd")
+            return web.Response(body=body, headers=headers, content_type=form)
         headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        return web.Response(status=206, body=body[start:], headers=headers, content_type="application/zstd")
+        return web.Response(status=206, body=body[start:], headers=headers, content_type=form)
 
     async def _manifest(self, request: web.Request) -> web.Response:
         envelope = await self._giver.envelope(request.match_info["digest"])
@@ -200,11 +205,12 @@ class MetadataClient:
 
     async def info(self, peer: PeerCandidate, infohash: str, partial: Partial) -> bytes:
         """The info dictionary as `peer` gives it, unpacked but unchecked. Raises UnavailableError."""
-        headers = {}
+        headers = {"Accept": f"{SHORT_FORM}, {WHOLE_FORM}"}
         if partial.etag and partial.body:
-            headers = {"Range": f"bytes={len(partial.body)}-", "If-Range": partial.etag}
+            headers |= {"Range": f"bytes={len(partial.body)}-", "If-Range": partial.etag}
         async with self._ask("GET", peer, f"/peat/v1/metadata/{infohash}", headers) as response:
             etag = response.headers.get("ETag", "")
+            short = response.content_type == SHORT_FORM
             if response.status != 206 or etag != partial.etag:
                 partial.body.clear()
             partial.etag = etag
@@ -215,7 +221,8 @@ class MetadataClient:
                     raise TooLargeError(f"{peer.agent_id} sends more than {MAX_INFO_BYTES} bytes of torrent metadata")
         packed = bytes(partial.body)
         partial.body.clear()
-        return await asyncio.to_thread(_unpack, packed, peer.agent_id)
+        data = await asyncio.to_thread(_unpack, packed, peer.agent_id)
+        return await asyncio.to_thread(restored, data, self._credentials.ca_pem) if short else data
 
     async def join(self, peer: PeerCandidate, infohash: str) -> int | None:
         """Tell `peer` that this node will connect; how many chunks it has, None when it does not know the package."""
@@ -283,6 +290,12 @@ class MetadataClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             what = str(error) or type(error).__name__
             raise UnavailableError(f"{peer.agent_id} at {peer.metadata}: {what}") from error
+
+
+def pack_info(info: bytes, *, short: bool) -> bytes:
+    """An info dictionary as it is sent."""
+    packed: bytes = zstandard.ZstdCompressor(level=3).compress(shortened(info) if short else info)
+    return packed
 
 
 def _unpack(packed: bytes, sender: str) -> bytes:

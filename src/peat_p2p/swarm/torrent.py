@@ -95,6 +95,35 @@ def parse_info(info: bytes, infohash: str, ca_pem: bytes) -> ParsedInfo:
     return ParsedInfo(TorrentMeta(info, infohash), index, index.unique_chunks, piece_length(index))
 
 
+def shortened(info: bytes) -> bytes:
+    """An info dictionary without what follows from the rest: the index and the root of each chunk.
+
+    Names of chunks make up half of the whole, and as hashes they do not compress. Raises InvalidInputError.
+    """
+    try:
+        decoded = cast("dict[bytes, Any]", lt.bdecode(info))
+        encoded, tree = decoded[b"peat"], decoded[b"file tree"]
+        roots = [
+            entry[b""][b"pieces root"] for _, folder in sorted(tree.items()) for _, entry in sorted(folder.items())
+        ]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InvalidInputError("not the torrent metadata of a package") from error
+    return b"".join((len(encoded).to_bytes(4, "big"), encoded, *roots))
+
+
+def restored(short: bytes, ca_pem: bytes) -> bytes:
+    """The info dictionary of what `shortened` made, in the formation of this CA. Raises InvalidInputError."""
+    size = int.from_bytes(short[:4], "big")
+    try:
+        index = Index.decode(short[4 : 4 + size])
+    except PeatError as error:
+        raise InvalidInputError(f"the short form of torrent metadata carries no good index: {error}") from error
+    roots = short[4 + size :]
+    if len(roots) != _ROOT_BYTES * len(index.unique_chunks):
+        raise InvalidInputError("the short form of torrent metadata has not one root for each chunk")
+    return _encode(index, [roots[at : at + _ROOT_BYTES] for at in range(0, len(roots), _ROOT_BYTES)], ca_pem)
+
+
 def piece_length(index: Index) -> int:
     """The smallest power of two that holds every chunk, at least one block."""
     length = BLOCK
