@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from bench import store, update
 from bench.net import Network, pair, parse, why_not
 from bench.net.topology import Topology
 from bench.result import Bench, Run, Scenario
@@ -326,11 +327,11 @@ async def many(run: Run) -> None:
     async with fleet({"": ["seed", "leech"]}) as here:
         source = random_file(here.root / "file", 20_000, run.random)
         credentials = here.credentials("seed")
-        with ChunkStore.open(here.agents["seed"].store) as store:
-            builder = torrent_builder(store, credentials.ca_pem)
+        with ChunkStore.open(here.agents["seed"].store) as offered:
+            builder = torrent_builder(offered, credentials.ca_pem)
             for number in range(count - 1):
                 source.write_bytes(run.random.randbytes(20_000))
-                publish(source, f"p{number}", "1.0", "any", store, credentials, builder, SystemClock())
+                publish(source, f"p{number}", "1.0", "any", offered, credentials, builder, SystemClock())
         here.publish("seed", source)
         seed = here.agents["seed"]
         seed.holds = False
@@ -376,10 +377,12 @@ BENCH = Bench(
         Scenario("lan", "one seed to one agent on 1 Gbit/s", lan),
         Scenario("fanout", "one seed to eight agents, every line alike", fanout),
         Scenario("orphan", "the publisher dies when 1.2 copies have left it", orphan),
+        Scenario("update", "two releases of three package sets (bench update)", update.every_set),
         Scenario("thrift", "two sites of four agents with an LTE link between", thrift),
         Scenario("hostile", "one peer corrupts, one stalls, one promises what it has not", hostile),
         Scenario("kill", "an agent is killed again and again", kill),
         Scenario("many", "thousands of packages on offer", many),
+        Scenario("store", "publish, verify and gc of 5 GB in 100,000 files (bench store)", store.whole),
     ),
     arguments=_arguments,
 )

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ WORST = 1.02  # times the whole, compressed
 
 
 def _update(run: Run, name: str) -> None:
-    cache = run.options.cache or default_cache()
+    cache = getattr(run.options, "cache", None) or default_cache()
     older, newer = SETS[name](cache)
     run.parameter(set=name, older_bytes=_size(older), newer_bytes=_size(newer))
     with tempfile.TemporaryDirectory(prefix="peat-bench-update-") as folder:
@@ -194,6 +195,17 @@ def _casync(work: Path, older: Path, newer: Path, average: int) -> dict[str, Any
         subprocess.run([*words, str(index), str(tree)], check=True, capture_output=True)
         sizes.append((_size(store), index.stat().st_size))
     return {"bytes": sizes[1][0] - sizes[0][0] + sizes[1][1], "index_bytes": sizes[1][1], "cold_store": sizes[0][0]}
+
+
+def every_set(run: Run) -> None:
+    """All sets in one run, for `python -m bench swarm update`: every figure under the name of its set."""
+    for name in SETS:
+        part = Run(run.bench, name, run.seed, run.quick, run.options)
+        _update(part, name)
+        run.parameters[name] = part.parameters
+        for mine, its in ((run.results, part.results), (run.units, part.units), (run.baselines, part.baselines)):
+            mine.update({f"{name}: {key}": value for key, value in its.items()})
+        run.bars += [replace(bar, name=f"{name}: {bar.name}") for bar in part.bars]
 
 
 def _scenario(name: str, summary: str) -> Scenario:
