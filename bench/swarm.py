@@ -327,11 +327,11 @@ async def many(run: Run) -> None:
     async with fleet({"": ["seed", "leech"]}) as here:
         source = random_file(here.root / "file", 20_000, run.random)
         credentials = here.credentials("seed")
-        with ChunkStore.open(here.agents["seed"].store) as offered:
-            builder = torrent_builder(offered, credentials.ca_pem)
+        with ChunkStore.open(here.agents["seed"].store) as chunks:
+            builder = torrent_builder(chunks, credentials.ca_pem)
             for number in range(count - 1):
                 source.write_bytes(run.random.randbytes(20_000))
-                publish(source, f"p{number}", "1.0", "any", offered, credentials, builder, SystemClock())
+                publish(source, f"p{number}", "1.0", "any", chunks, credentials, builder, SystemClock())
         here.publish("seed", source)
         seed = here.agents["seed"]
         seed.holds = False

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peat_p2p.content import ingest as ingest_module
+from peat_p2p.content import seen as seen_module
 from peat_p2p.content.index import Index
 from peat_p2p.content.publish import TorrentMeta, publish
 from peat_p2p.content.seen import recall
@@ -28,6 +29,11 @@ MakeTree = Callable[..., Path]
 def clock() -> ManualClock:
     # The trees of these tests are as old as they need to be for their times to be trusted.
     return ManualClock(now=time.time() + 60)
+
+
+@pytest.fixture(autouse=True)
+def remember_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen_module, "_LEAST_BYTES", 0)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ _COLUMNS = "QQQqqII"
 _COUNT = struct.Struct("<I")
 _MANIFEST_BYTES = 71  # blake3: and 64 hex digits
 _SOURCES = 32
+_LEAST_BYTES = 1 << 20  # less is read again sooner than remembered
 # File systems keep times in steps, some as coarse as this: what changed in the step of the look may change unseen.
 _YOUNG_NS = 2_000_000_000
 
@@ -83,6 +84,8 @@ def recall(store: ChunkStore, source: Path) -> Seen | None:
 
 def remember(store: ChunkStore, path: Path, source: Source, manifest_digest: str, looked_at: float) -> None:
     """Keep what a publish saw; `looked_at` is the Unix time at which its look began."""
+    if source.content_bytes < _LEAST_BYTES:
+        return
     columns = [array(kind) for kind in _COLUMNS]
     old = int(looked_at * 1e9) - _YOUNG_NS
     count = 0
