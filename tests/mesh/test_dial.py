@@ -86,3 +86,32 @@ def test_addresses_take_turns() -> None:
             seen.add(target.address())
             dialer.failed(PEER, "refused", float(now))
     assert len(seen) == 2
+
+
+def test_a_peer_lost_lately_is_tried_every_second_or_two_and_others_ever_less() -> None:
+    dialer = Dialer(random.Random(6))
+    dialer.wish(PEER, [ADDRESS], Source.CONFIGURED, 0.0)
+    dialer.due(0.0)
+    dialer.linked(PEER)
+    dialer.ended(PEER, "silent", 500.0, 500.0)
+    target = dialer.get(PEER)
+    assert target is not None
+    now = 500.0
+    gaps = []
+    for _ in range(200):
+        at = dialer.next_deadline()
+        assert at is not None
+        gaps.append(at - now)
+        now = at + 2.2
+        dialer.due(at)
+        dialer.failed(PEER, "no answer", now)
+        now = max(now, at)
+    assert max(gaps) <= 2.2 + 1.0
+    assert target.patience(0.6, now) == 2.2
+    assert target.patience(None, now) is None
+    later = 500.0 + 4000.0
+    assert target.patience(0.6, later) is None
+    dialer.failed(PEER, "no answer", later)
+    longest = dialer.next_deadline()
+    assert longest is not None
+    assert 30.0 <= longest - later <= 60.0

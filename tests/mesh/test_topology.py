@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 
 import pytest
 
-from peat_p2p.mesh.topology import MAX_LINKS, Member, Topology
+from peat_p2p.mesh.topology import MAX_LINKS, TIE, Member, Topology
 
 
 def fleet(count: int, sites: int) -> list[Member]:
@@ -115,3 +115,27 @@ def test_existing_links_to_a_site_are_used_instead_of_new_ones() -> None:
             assert kept.outward == {other}
             return
     raise AssertionError("no gateway found")
+
+
+def test_a_configured_link_between_sites_is_the_only_one_between_them() -> None:
+    members = [Member(m.endpoint_id, m.site) for m in fleet(24, 4)]
+    firsts = {site: next(m for m in members if m.site == site) for site in ("site-0", "site-1", "site-2", "site-3")}
+    ring = [*firsts.values(), firsts["site-0"]]
+    ties = {ring[n].endpoint_id: frozenset({ring[n + 1].endpoint_id[:TIE]}) for n in range(4)}
+    tied = [Member(m.endpoint_id, m.site, ties.get(m.endpoint_id, frozenset())) for m in members]
+    site = {member.endpoint_id: member.site for member in tied}
+    graph = edges(tied)
+    crossing = {frozenset((a, b)) for a in graph for b in graph[a] if site[a] != site[b]}
+    assert crossing == {frozenset((ring[n].endpoint_id, ring[n + 1].endpoint_id)) for n in range(4)}
+    # If the one with the tie dies, another of its site takes over.
+    dead = frozenset({ring[0].endpoint_id})
+    graph = edges(tied, dead)
+    assert len(steps(graph, ring[1].endpoint_id)) == 23
+
+
+def test_sites_stand_in_the_order_of_their_names() -> None:
+    members = fleet(50, 5)
+    graph = edges(members)
+    site = {member.endpoint_id: member.site for member in members}
+    joined = {frozenset((site[a], site[b])) for a in graph for b in graph[a] if site[a] != site[b]}
+    assert joined == {frozenset((f"site-{n}", f"site-{(n + 1) % 5}")) for n in range(5)}

@@ -34,7 +34,7 @@ def make_update(shelf: Shelf, key: PartKey, base_seq: int = 0, base: Version | N
 
 
 def _part_update(part: Part, since: int) -> PartUpdate:
-    payload = difference(part.state, since)
+    payload = difference(part.state, since) if since else part.state
     # With few fields the whole is hardly longer than a difference, and it never has to be asked for again.
     if since and len(payload) >= len(part.state):
         since, payload = 0, part.state

@@ -16,8 +16,9 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
-LONGEST_RETRY_RECENT = 3.0
+LONGEST_RETRY_RECENT = 1.0
 RECENT = 3600.0
+SHORT_CONNECT = 2.2
 STABLE_AFTER = 10.0
 
 
@@ -48,6 +49,15 @@ class Target:
     def lost_lately(self, now: float) -> bool:
         """Whether a link to the peer was lost within the last hour."""
         return self.lost_at is not None and now - self.lost_at < RECENT
+
+    def patience(self, round_trip: float | None, now: float) -> float | None:
+        """How long to wait for TCP to a peer that was there lately; None: as long as to any.
+
+        The kernel repeats its first packet ever more slowly, so beginning anew finds out sooner that the way is open.
+        """
+        if round_trip is None or not self.lost_lately(now):
+            return None
+        return max(SHORT_CONNECT, 3.0 * round_trip)
 
     def address(self) -> HostPort:
         """The address whose turn it is."""

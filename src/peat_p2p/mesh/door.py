@@ -42,6 +42,8 @@ class Door:
         self._revoked = revoked
         self._server_context, self._client_context = contexts(credentials)
         self._sessions: dict[str, ssl.SSLSession] = {}
+        self.opening: set[str] = set()
+        """Peers that took a call from here and with whom TLS is being spoken."""
 
     async def call(
         self, address: HostPort, endpoint_id: str, connect_timeout: float | None = None
@@ -51,10 +53,11 @@ class Door:
         Raises UntrustedError if it is another, or not to be trusted; UnavailableError, OSError, TimeoutError if it
         cannot be reached.
         """
-        async with asyncio.timeout(connect_timeout or self._config.connect_timeout):
+        async with asyncio.timeout(min(connect_timeout or 3600.0, self._config.connect_timeout)):
             reader, writer = await asyncio.open_connection(address.host, address.port)
         session = self._sessions.get(endpoint_id)
         stream = TlsStream(reader, writer, self._client_context, server_side=False, session=session)
+        self.opening.add(endpoint_id)
         try:
             identity = await self._greet(stream)
             if identity.endpoint_id != endpoint_id:
@@ -64,6 +67,8 @@ class Door:
         except BaseException:
             stream.abort()
             raise
+        finally:
+            self.opening.discard(endpoint_id)
         return stream, identity
 
     async def answer(

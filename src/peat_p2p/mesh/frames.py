@@ -253,11 +253,14 @@ def _encode_body(frame: Frame) -> bytes:
                 message.through = frame.through
             message.refs = [ref for ref, _ in frame.items]
             bodies = [body for _, body in frame.items]
-            if sum(map(len, bodies)) > _PACK_ABOVE:
-                plain = b"".join(_varint(len(body)) + body for body in bodies)
+            together = [*frame.new_keys, *bodies]
+            if sum(map(len, together)) > _PACK_ABOVE:
+                plain = b"".join(_varint(len(one)) + one for one in together)
                 packed = zstandard.ZstdCompressor(level=3, write_checksum=False).compress(plain)
                 if len(packed) < len(plain):
                     message.packed = packed
+                    message.packed_keys = len(frame.new_keys)
+                    message.new_keys = []
                     bodies = []
             message.bodies = bodies
             kind = Oneof(field="batch", value=message)
@@ -350,15 +353,18 @@ def _read_hello(message: pb.Hello) -> Hello:
 
 def _read_batch(message: pb.Batch) -> Batch:
     _check(message.klass in CLASSES, "batch of an unknown class")
-    _check(len(message.refs) <= _MAX_ITEMS and len(message.new_keys) <= len(message.refs), "batch too long")
-    _check(all(0 < len(key) <= _MAX_KEY for key in message.new_keys), "key too long")
-    bodies = _unpack(message.packed) if message.packed else list(message.bodies)
-    _check(not (message.packed and message.bodies), "batch both packed and not")
+    _check(len(message.refs) <= _MAX_ITEMS, "batch too long")
+    new_keys, bodies = list(message.new_keys), list(message.bodies)
+    if message.packed:
+        _check(not new_keys and not bodies, "batch both packed and not")
+        unpacked = _unpack(message.packed)
+        new_keys, bodies = unpacked[: message.packed_keys], unpacked[message.packed_keys :]
+    _check(len(new_keys) <= len(message.refs), "batch too long")
+    _check(all(0 < len(key) <= _MAX_KEY for key in new_keys), "key too long")
     _check(len(bodies) == len(message.refs), "batch with unequal numbers of refs and bodies")
     through = message.through if message.has_field("through") else None
     items = tuple(zip(message.refs, bodies, strict=True))
-    new_keys = tuple(message.new_keys)
-    return Batch(message.klass, message.number, items, new_keys, through, message.reset_refs, message.more)
+    return Batch(message.klass, message.number, items, tuple(new_keys), through, message.reset_refs, message.more)
 
 
 def _unpack(packed: bytes) -> list[bytes]:
@@ -383,7 +389,7 @@ def _unpack(packed: bytes) -> list[bytes]:
         _check(at + length <= len(plain), "packed batch cut short")
         bodies.append(plain[at : at + length])
         at += length
-        _check(len(bodies) <= _MAX_ITEMS, "batch too long")
+        _check(len(bodies) <= 2 * _MAX_ITEMS, "batch too long")
     return bodies
 
 

@@ -1,6 +1,7 @@
 """What the documents tell the mesh: who the members are, where, and who is no longer trusted.
 
-Owns the documents `_sidecars/ENDPOINT_ID` (node_id, site, addresses; each written by its own sidecar), the reading of
+Owns the documents `_sidecars/ENDPOINT_ID` (node_id, site, addresses, and peers: the beginnings of the endpoint ids of
+those it is configured to link with; each written by its own sidecar), the reading of
 `revocations`, and turning the topology's plan into wishes for the dialler. Keeps the rule that documents are hints
 where to dial and never grounds for trust, and that a node called in vain is left alone for a while, longer each time.
 Must not open connections.
@@ -20,8 +21,8 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConfigError, PeatError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Change, Document, Lagged, SnapshotComplete
-from peat_p2p.mesh.dial import LONGEST_RETRY_RECENT, RECENT, Dialer, Source
-from peat_p2p.mesh.topology import Member, Plan, Topology
+from peat_p2p.mesh.dial import RECENT, Dialer, Source
+from peat_p2p.mesh.topology import TIE, Member, Plan, Topology
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.revocation import RevocationSet
 
@@ -33,6 +34,8 @@ _HEARTBEAT = 30.0
 _MISSED = 3.5
 _AVOID_FIRST = 2.0
 _AVOID_LONGEST = 60.0
+_AVOID_LONGEST_RECENT = 3.0
+_MAX_TIES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,12 @@ class Neighbours:
 
     async def announce(self, node_id: str, addresses: Sequence[HostPort]) -> None:
         """Tell the formation where this node takes links."""
-        fields = {"node_id": node_id, "site": self._own.site, "addresses": [str(address) for address in addresses]}
+        fields = {
+            "node_id": node_id,
+            "site": self._own.site,
+            "addresses": [str(address) for address in addresses],
+            "peers": sorted(self._own.ties),
+        }
         texts = {name: json.dumps(value) for name, value in fields.items()}
         await self._replica.put_reserved(SIDECARS, texts)
 
@@ -131,7 +139,7 @@ class Neighbours:
             _, last = self._avoid.get(endpoint_id, (0.0, _AVOID_FIRST / 2))
             now = self._clock.monotonic()
             recent = now - self._linked.get(endpoint_id, float("-inf")) < RECENT
-            pause = min(LONGEST_RETRY_RECENT if recent else _AVOID_LONGEST, 2.0 * last)
+            pause = min(_AVOID_LONGEST_RECENT if recent else _AVOID_LONGEST, 2.0 * last)
             until = now + pause * self._random.uniform(0.7, 1.3)
             self._avoid[endpoint_id] = (until, pause)
 
@@ -213,11 +221,12 @@ def _read(doc_id: str, text: str) -> Known | None:
         fields = json.loads(text)
         addresses = tuple(HostPort.parse(str(address)) for address in fields.get("addresses", [])[:8])
         site, node_id = fields.get("site", ""), fields.get("node_id", "")
+        ties = frozenset(str(peer)[:TIE] for peer in fields.get("peers", [])[:_MAX_TIES])
     except (ConfigError, ValueError, AttributeError, TypeError):
         return None
     if not addresses or not isinstance(site, str) or not isinstance(node_id, str):
         return None
-    return Known(Member(doc_id, site), node_id, addresses, Source.TOPOLOGY)
+    return Known(Member(doc_id, site, ties), node_id, addresses, Source.TOPOLOGY)
 
 
 def read_addresses(texts: Sequence[str]) -> list[HostPort]:

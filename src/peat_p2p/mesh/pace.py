@@ -11,6 +11,7 @@ from collections import deque
 
 SMALLEST_WINDOW = 4 * 1024
 FIRST_WINDOW = 16 * 1024
+URGENT_WINDOW = 64 * 1024
 LARGEST_WINDOW = 2 * 1024 * 1024
 SMALLEST_BATCH = 512
 LARGEST_BATCH = 256 * 1024
@@ -53,9 +54,12 @@ class Pacer:
         return limit
 
     def may_send(self, now: float, *, urgent: bool) -> bool:
-        """Whether a batch may go now. An urgent one may run the budget into debt, and the window half over."""
+        """Whether a batch may go now. An urgent one may run the budget into debt and go beyond the window.
+
+        Nothing more urgent waits behind it, and on a link that comes back it shall not wait for the window to grow.
+        """
         self._refill(now)
-        room = self.window * 1.5 if urgent else self.window
+        room = max(self.window * 1.5, URGENT_WINDOW) if urgent else self.window
         if self._in_flight_bytes > 0 and self._in_flight_bytes >= room:
             self._full = True
             return False

@@ -13,12 +13,13 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 from peat_p2p.core.address import HostPort, check_endpoint_id
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, UnavailableError
+from peat_p2p.core.netwatch import watch_network
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.describe import describe
@@ -30,10 +31,11 @@ from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours, read_addresses
 from peat_p2p.mesh.pace import FIRST_WINDOW
 from peat_p2p.mesh.session import Session
+from peat_p2p.mesh.spare import beside, preferred, surplus
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.mesh.tls import TlsStream
-from peat_p2p.mesh.topology import MAX_LINKS, Member, Plan
+from peat_p2p.mesh.topology import MAX_LINKS, TIE, Member, Plan
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
@@ -42,11 +44,10 @@ _LOG = logging.getLogger(__name__)
 _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
-_SHORT_CONNECT = 3.0
+_MAX_TIES = 16
 _UNABLE_FOR = 30.0
 _PLAN_EVERY = 15.0
 _PLAN_AT_MOST_EVERY = 0.5
-_PRUNE_AFTER = 60.0
 _OPTIONAL = frozenset({Source.TOPOLOGY, Source.MDNS})
 
 
@@ -71,7 +72,8 @@ class Mesh:
         self._trees = [VersionTree(self._store, klass) for klass in CLASSES]
         self._random = random.Random(os.urandom(16))  # noqa: S311  (jitter)
         self._dialer = Dialer(self._random)
-        self._own = Member(credentials.identity.endpoint_id, config.site)
+        ties = frozenset(peer.endpoint_id[:TIE] for peer in config.peers[:_MAX_TIES])
+        self._own = Member(credentials.identity.endpoint_id, config.site, ties)
         self._neighbours = Neighbours(
             replica, credentials.anchor, self._own, clock, self._random, self._members_changed
         )
@@ -82,6 +84,7 @@ class Mesh:
         self._links: dict[str, Session] = {}
         self._speaking: set[Session] = set()
         self._blocked: set[str] = set()
+        self._calling: set[str] = set()
         self._instance = os.urandom(4)
         self._active = True
         self._budget = config.link_budget
@@ -112,6 +115,7 @@ class Mesh:
                     own = credentials.identity
                     finding = announce(own.endpoint_id, own.formation, config.site, mesh._address, mesh._found)
                     await stack.enter_async_context(finding)
+                await stack.enter_async_context(watch_network(mesh.network_changed))
                 yield mesh
         except BaseExceptionGroup as errors:
             if len(errors.exceptions) == 1:  # the caller's own, or why this cannot be opened
@@ -202,7 +206,8 @@ class Mesh:
             await link.end(Reason.STOPPED, "synchronisation was stopped there")
 
     def network_changed(self) -> None:
-        """Addresses of this machine changed: try every peer at once."""
+        """Addresses, links or routes of this machine changed: try every peer at once, and tell where we are now."""
+        self._spawn(self._neighbours.announce(self._credentials.identity.node_id, self._addresses()), "mesh announce")
         self._neighbours.network_changed()
         self._dialer.network_changed(self._clock.monotonic())
         self._members_changed()
@@ -213,13 +218,6 @@ class Mesh:
         for link in self._links.values():
             self._set_budget(link)
             link.wake()
-
-    def close_links(self, refused: Callable[[Identity], bool], detail: str) -> int:
-        """End the links to every peer that `refused` names (for instance: its certificate was revoked)."""
-        ended = [link for link in self._speaking if refused(link.identity)]
-        for link in ended:
-            self._end(link, Reason.REFUSED, detail)
-        return len(ended)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -286,11 +284,8 @@ class Mesh:
         sites = {peer: link.hello.site for peer, link in self._links.items() if link.hello is not None}
         dialled = [peer for peer, link in self._links.items() if link.dialled]
         self._plan = self._neighbours.plan(self._dialer, sites, dialled, self._blocked)
-        for peer, link in list(self._links.items()):
-            if link.optional and link.dialled and peer not in self._plan.wanted and now - link.began > _PRUNE_AFTER:
-                outward = link.hello is not None and link.hello.site != self._config.site
-                if outward or len(self._links) > MAX_LINKS:
-                    self._end(link, Reason.BUSY, "the topology has another link in place of this one")
+        for link in surplus(self._links, self._plan, self._config.site, now):
+            self._end(link, Reason.BUSY, "the topology has another link in place of this one")
 
     # -- dialling ----------------------------------------------------------------------------------------------------
 
@@ -303,9 +298,10 @@ class Mesh:
                 if self._config.topology and wanted:
                     self._make_plan(now)
                 for target in self._dialer.due(now):
-                    if target.endpoint_id in self._links:
+                    if target.endpoint_id in self._links or target.endpoint_id in self._calling:
                         self._dialer.linked(target.endpoint_id)
                         continue
+                    self._calling.add(target.endpoint_id)
                     self._spawn(self._call(target), f"mesh call {target.endpoint_id[:12]}")
             deadline = _IDLE
             if self._active:
@@ -322,8 +318,9 @@ class Mesh:
     async def _call(self, target: Target) -> None:
         began = self._clock.monotonic()
         address = target.address()
+        patience = target.patience(self._past.get(target.endpoint_id, (None,))[0], began)
         try:
-            stream, identity = await self._door.call(address, target.endpoint_id, self._patience(target))
+            stream, identity = await self._door.call(address, target.endpoint_id, patience)
         except TimeoutError:
             reason = f"{address}: no answer in time"
         except OSError as error:
@@ -331,19 +328,27 @@ class Mesh:
         except PeatError as error:
             reason = f"{address}: {error}"
         else:
-            reason = await self._speak(stream, identity, dialled=True, optional=not target.sources - _OPTIONAL)
+            self._calling.discard(target.endpoint_id)
+            if self._too_late(target.endpoint_id):
+                stream.abort()
+                reason = "no longer wanted when it answered"
+            else:
+                reason = await self._speak(stream, identity, dialled=True, optional=not target.sources - _OPTIONAL)
             self._settle(target.endpoint_id, reason, self._clock.monotonic() - began)
             return
+        self._calling.discard(target.endpoint_id)
         self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic())
         self._neighbours.failed(target.endpoint_id)
         self._members_changed()
 
-    def _patience(self, target: Target) -> float | None:
-        """How long to wait for TCP: the kernel repeats its first packet ever more slowly, so begin anew instead."""
-        past = self._past.get(target.endpoint_id)
-        if past is None or not target.lost_lately(self._clock.monotonic()):
-            return None
-        return min(self._config.connect_timeout, max(_SHORT_CONNECT, 4.0 * past[0]))
+    def _too_late(self, endpoint_id: str) -> bool:
+        """Whether the peer that answers a call called too, or the topology has meanwhile found another.
+
+        Nothing was said yet, so nobody takes the one link for the other.
+        """
+        if self._replan and self._config.topology:
+            self._make_plan(self._clock.monotonic())
+        return endpoint_id in self._links or self._dialer.get(endpoint_id) is None
 
     def _settle(self, endpoint_id: str, reason: str, lasted: float) -> None:
         if endpoint_id in self._links:
@@ -454,10 +459,19 @@ class Mesh:
             return Reason.REFUSED, f"{session.identity.node_id} was revoked"
         if hello.optional and not session.dialled and peer not in self._links and len(self._links) >= MAX_LINKS:
             return Reason.BUSY, "there are enough links here"
+        if not session.dialled and peer in self._door.opening and self._credentials.identity.endpoint_id < peer:
+            return Reason.DUPLICATE, "a call from here is being answered"
+        doubled = beside(session, self._links)
+        if hello.site != self._config.site and session.dialled and doubled:
+            if session.optional:
+                return Reason.BUSY, "the site is linked already"
+            for link in doubled:
+                if link.optional and link.dialled:
+                    self._end(link, Reason.BUSY, "the site has another link")
         other = self._links.get(peer)
         if other is not None and other.hello is not None:
             restarted = other.hello.instance != hello.instance
-            if not restarted and other.dialled != session.dialled and self._preferred(other):
+            if not restarted and other.dialled != session.dialled and preferred(other, self._own.endpoint_id):
                 return Reason.DUPLICATE, "another link is kept"
             self._end(other, Reason.DUPLICATE, "another link is kept")
         self._links[peer] = session
@@ -477,10 +491,6 @@ class Mesh:
     def _set_budget(self, session: Session) -> None:
         near = session.hello is not None and session.hello.site == self._config.site != ""
         session.core.pacer.budget = None if near else self._budget
-
-    def _preferred(self, session: Session) -> bool:
-        own = self._credentials.identity.endpoint_id
-        return session.dialled == (own < session.peer)
 
     def _end(self, session: Session, reason: Reason, detail: str) -> None:
         self._spawn(self._quietly(session.end(reason, detail)), "mesh end")

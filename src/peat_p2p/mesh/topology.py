@@ -5,9 +5,10 @@ nodes compute the same picture, so they agree without talking:
 - within a site, members stand on a ring (by endpoint id); each keeps a link to the next one that answers and one
   across the ring, from place i to place 2i+1, so that a change reaches all in a few steps, one death cuts nobody off
   and nobody has more than five; a small site is linked completely;
-- sites stand on a ring in the same way: each keeps a link to the next site that answers and, when there are many
-  sites, one across. For each such link the members of the site are ranked by a hash: the first that is alive keeps it,
-  to the first member of the other site that answers. If that one dies, the next takes over.
+- sites stand on a ring in the order of their names: each keeps a link to the next site that answers and, when there
+  are many sites, one across. For each such link the members of the site are ranked: first those whose configuration
+  ties them to the other site (their link is there anyway and is not to be doubled), then by a hash. The first that is
+  alive keeps the link, to the first member of the other site that answers. If that one dies, the next takes over.
 A link across that once was made stays, though places shift when members come and go.
 Keeps the rule that a node wants at most a handful of links. Pure: time, and who is alive or unreachable, are arguments.
 """
@@ -16,22 +17,26 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 MAX_LINKS = 8
 """A node with so many links refuses one that the other side only chose by its topology."""
+TIE = 16
 _COMPLETE_SITE = 4
 _CHORD_FROM = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the formation that could be linked with."""
+    """A node of the formation that could be linked with. `ties`: beginnings (`TIE` digits) of the endpoint ids of the
+    peers that it is configured to link with."""
 
     endpoint_id: str
     site: str
+    ties: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,20 @@ class Topology:
         self._sites: dict[str, list[str]] = {}
         for member in sorted(members, key=lambda member: member.endpoint_id):
             self._sites.setdefault(member.site, []).append(member.endpoint_id)
-        self._site_ring = sorted(self._sites, key=_site_position)
+        self._site_ring = sorted(self._sites)
+        self._tied: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        if any(member.ties for member in members):
+            self._tie(members)
+
+    def _tie(self, members: Collection[Member]) -> None:
+        """Note for both ends of each tie between sites the other end and its site."""
+        by_beginning = {member.endpoint_id[:TIE]: member for member in members}
+        for member in members:
+            for tie in member.ties:
+                other = by_beginning.get(tie)
+                if other is not None and other.site != member.site:
+                    self._tied[member.endpoint_id][other.endpoint_id] = other.site
+                    self._tied[other.endpoint_id][member.endpoint_id] = member.site
 
     def plan(
         self,
@@ -116,7 +134,8 @@ class Topology:
         chosen: list[str] = []
         gateways: list[str] = []
         for number, target in enumerate(targets):
-            gateway = self._gateway(own, number, alive, unreachable, gateways)
+            site = ring[target % len(ring)]
+            gateway = self._gateway(own, number, site, alive, unreachable, gateways)
             gateways.append(gateway)
             if gateway == own.endpoint_id:
                 found = self._reach(own, target, unreachable, linked_sites)
@@ -128,14 +147,16 @@ class Topology:
         self,
         own: Member,
         number: int,
+        site: str,
         alive: Callable[[str], bool],
         unreachable: Collection[str],
         taken: Collection[str],
     ) -> str:
-        """Who of the site keeps outward link `number`: the first in its ranking that is alive and has no other."""
+        """Who keeps outward link `number`, to `site`: the first in its ranking that is alive and has no other."""
         members = self._sites[own.site]
         candidates = [m for m in members if m == own.endpoint_id or (alive(m) and m not in unreachable)]
-        free = [m for m in candidates if m not in taken] or candidates
+        tied = [m for m in candidates if site in self._tied.get(m, {}).values()]
+        free = tied or [m for m in candidates if m not in taken] or candidates
         return min(free, key=lambda member: _rank(member, f"out {number}"))
 
     def _reach(
@@ -150,14 +171,11 @@ class Topology:
             linked = [peer for peer, where in linked_sites.items() if where == site]
             usable = linked or [m for m in self._sites[site] if m not in unreachable]
             if usable:
-                return min(usable, key=lambda member: _rank(member, f"in {own.site}"))
+                tied = self._tied.get(own.endpoint_id, {})
+                return min(usable, key=lambda member: (member not in tied, _rank(member, f"in {own.site}")))
         return None
 
 
 @lru_cache(maxsize=65536)
 def _rank(member: str, purpose: str) -> bytes:
     return hashlib.blake2b(f"{purpose}/{member}".encode(), digest_size=8).digest()
-
-
-def _site_position(site: str) -> tuple[bytes, str]:
-    return hashlib.blake2b(site.encode(), digest_size=8).digest(), site

@@ -27,7 +27,7 @@ class MeshConfig:
     link_budget: float | None = None
     advertise: tuple[HostPort, ...] = ()
     connect_timeout: float = 10.0
-    handshake_timeout: float = 30.0
+    handshake_timeout: float = 15.0
     topology: bool = True
 
 
