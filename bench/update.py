@@ -129,7 +129,8 @@ def _zsync(work: Path, older: Path, newer: Path) -> dict[str, Any]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{control.name}"
         words = ["zsync", "-i", str(older), "-o", str(work / "zsync.out"), url]
-        done = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "http_proxy": ""})
+        alone = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        done = subprocess.run(words, check=False, capture_output=True, text=True, env=alone)
         server.shutdown()
     told = re.findall(r"used (\d+) local, fetched (\d+)", done.stdout + done.stderr)
     if done.returncode or not told:
