@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -342,3 +343,20 @@ def test_notes_do_not_hide_those_of_the_caller(tmp_path: Path, store: ChunkStore
     )
     assert dict(package.manifest.annotations) == {"team": "radio", "sha256": hashlib.sha256(b"x").hexdigest()}
     assert isinstance(package.manifest, Manifest)
+
+
+def test_manifest_names_what_is_kept_whole(tmp_path: Path, publish_tree: Publish) -> None:
+    source = tmp_path / "tree"
+    source.mkdir()
+    body = random.Random(3).randbytes(200_000)
+    (source / "a.tar.xz").write_bytes(lzma.compress(body))
+    (source / "b.gz").write_bytes(gzip.compress(body, 6, mtime=0))
+    (source / "plain").write_bytes(body)
+    for version in ("1", "2"):  # read, and remembered
+        package = publish_tree(source, version=version)
+        notes = package.manifest.annotations
+        assert (notes["archives.opened"], notes["archives.kept"]) == ("1", "1")
+        assert json.loads(notes["archives.kept.in"]) == ["a.tar.xz"]
+        assert len(package.manifest.to_payload()) < 1024
+    (recipe,) = [entry.recipe for entry in package.index.files if entry.recipe]
+    assert recipe.codecs == ("deflate 6",)

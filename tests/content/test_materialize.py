@@ -13,7 +13,7 @@ from peat_p2p.content import materialize as materialize_module
 from peat_p2p.content.materialize import materialize
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.content.tree import verify_tree
-from peat_p2p.core.errors import ConflictError, ExhaustedError, NotFoundError
+from peat_p2p.core.errors import ConflictError, ExhaustedError, InvalidInputError, NotFoundError
 
 Publish = Callable[..., StoredPackage]
 MakeTree = Callable[..., Path]
@@ -225,3 +225,39 @@ def test_no_tree_at_all(tmp_path: Path, package: StoredPackage) -> None:
 def test_differences_are_limited(tmp_path: Path, package: StoredPackage) -> None:
     (tmp_path / "empty-tree").mkdir(mode=0o755)
     assert len(verify_tree(package.index, tmp_path / "empty-tree", limit=7)) == 7
+
+
+def test_a_place_where_nothing_can_be_made_is_named(
+    tmp_path: Path, store: ChunkStore, publish_tree: Publish, make_tree: MakeTree
+) -> None:
+    package = publish_tree(make_tree(tmp_path / "source"))
+    with pytest.raises(InvalidInputError, match="/proc/nothing/here cannot be made"):
+        materialize(store, package.index, Path("/proc/nothing/here"))
+    with pytest.raises(InvalidInputError, match="File name too long"):
+        materialize(store, package.index, tmp_path / ("x" * 256))
+
+
+def test_what_the_file_system_does_not_take_is_named(
+    tmp_path: Path, store: ChunkStore, publish_tree: Publish, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = publish_tree(make_tree(tmp_path / "source"))
+    real = os.open
+
+    def refuse(path: object, *args: int, **more: int) -> int:
+        if str(path).endswith("big.so"):
+            raise OSError(errno.EINVAL, "Invalid argument", str(path))
+        return real(path, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InvalidInputError, match=r"'big\.so' cannot be written below .*: Invalid argument; choose"):
+        materialize(store, package.index, tmp_path / "out")
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "store"}
+
+
+def test_a_long_name_for_the_folder(
+    tmp_path: Path, store: ChunkStore, publish_tree: Publish, make_tree: MakeTree
+) -> None:
+    package = publish_tree(make_tree(tmp_path / "source"))
+    materialize(store, package.index, tmp_path / ("x" * 255))
+    assert verify_tree(package.index, tmp_path / ("x" * 255)) == []

@@ -173,7 +173,14 @@ class ControlService(PeatAgent):
             index = stored.index
             response.unique_bytes, response.average_chunk_bytes = index.unique_bytes, index.average
             response.entries = [
-                pb.Entry(path=e.path, kind=e.kind.name.lower(), mode=e.mode, size=e.size, target=e.target)
+                pb.Entry(
+                    path=e.path,
+                    kind=e.kind.name.lower(),
+                    mode=e.mode,
+                    size=e.size,
+                    target=e.target,
+                    opened=list(e.recipe.codecs) if e.recipe else [],
+                )
                 for e in index.files
             ]
         summary = self._agent.facts.summary(known.digest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from peat_p2p.cli.connect import Place, json_option, place_options, run
@@ -69,7 +71,15 @@ def show(package: str, arch: str, files: bool, as_json: bool, place: Place) -> N
     assert about is not None
     if as_json:
         entries = [
-            {"path": e.path, "kind": e.kind, "mode": e.mode, "size": e.size, "target": e.target} for e in found.entries
+            {
+                "path": e.path,
+                "kind": e.kind,
+                "mode": e.mode,
+                "size": e.size,
+                "target": e.target,
+                "opened": list(e.opened),
+            }
+            for e in found.entries
         ]
         more = {
             "annotations": dict(found.annotations),
@@ -91,7 +101,8 @@ def show(package: str, arch: str, files: bool, as_json: bool, place: Place) -> N
         "here": _here(about) + (", pinned" if found.pinned else ""),
         "holders": f"{', '.join(about.holders) or 'nobody'} ({about.copies} in reach"
         + (", fewer than there should be)" if about.under_replicated else ")"),
-        **{f"annotation {key}": value for key, value in sorted(found.annotations.items())},
+        **_archives(found),
+        **{f"annotation {key}": text for key, text in sorted(found.annotations.items()) if key not in _ARCHIVES},
     }
     for key, value in lines.items():
         click.echo(f"{plain(key) + ':':<12} {plain(value)}")
@@ -126,6 +137,31 @@ def remove(package: str, arch: str, force: bool, as_json: bool, place: Place) ->
         print_json({"manifest": about.manifest, "freed_bytes": removed.freed_bytes})
     else:
         click.echo(f"{about.name}:{about.version} is removed from this node; {size(removed.freed_bytes)} freed")
+
+
+# These annotations are said in words of their own.
+_ARCHIVES = ("archives.opened", "archives.kept", "archives.kept.in")
+_NAMED = 5
+
+
+def _archives(found: pb.ShowPackageResponse) -> dict[str, str]:
+    """Which archives are cut by their content, and which as they are."""
+    opened, kept, inside = (found.annotations.get(key, "") for key in _ARCHIVES)
+    lines = {}
+    if opened not in ("", "0"):
+        made = [f"{e.path} ({', '.join(e.opened)})" for e in found.entries if e.opened]
+        more = ", ..." if len(made) > _NAMED else ""
+        names = f": {', '.join(made[:_NAMED])}{more}" if made else ""
+        lines["opened"] = f"{opened} compressed, cut by content and made again bit for bit{names}"
+    if kept not in ("", "0"):
+        try:
+            names = ", ".join(str(name) for name in json.loads(inside))
+        except ValueError:
+            names = ""
+        lines["kept whole"] = (
+            f"{kept} compressed that cannot be made again, cut as they are{f': {names}' if names else ''}"
+        )
+    return lines
 
 
 def split_reference(text: str) -> tuple[str, str]:

@@ -26,6 +26,8 @@ from peat_p2p.core.errors import UnavailableError
 MIN_BYTES = 64 << 10
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+# xz, bzip2, lz4, zip, 7z: told apart only to say that they are kept as they are.
+_NEVER_OPENED = (b"\xfd7zXZ\0", b"BZh", b"\x04\x22\x4d\x18", b"PK\3\4", b"7z\xbc\xaf\x27\x1c")
 _READ = 256 << 10
 _OCI_DIGEST = re.compile(r"sha(256|512):[0-9a-f]{64,128}")
 _MAX_MEMBERS = 1000
@@ -38,7 +40,7 @@ _ZSTD_LEVELS = (3, 19, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 class Opened:
     """What was found in a file: `recipe` if something in it is delivered from content, else None.
 
-    `kept` counts the compressed streams that could not be made again and stay as they are.
+    `kept` counts the compressed streams that cannot be made again and stay as they are.
     """
 
     recipe: Recipe | None
@@ -51,6 +53,9 @@ def open_container(path: Path, size: int) -> Opened:
     if size < MIN_BYTES:
         return Opened(None, 0, 0)
     with path.open("rb") as file:
+        if file.read(8).startswith(_NEVER_OPENED):
+            return Opened(None, 0, 1)
+        file.seek(0)
         parts: list[Part] = []
         opened = kept = at = 0
         for offset, length in _streams(file, size):

@@ -51,6 +51,12 @@ class Recipe:
     sha256: bytes
     parts: tuple[Part, ...]
 
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """The codecs that make it, each once, with the level first of their parameters: `deflate 6`, `zstd 3`."""
+        names = (f"{part.codec} {part.parameters[0]}" for part in self.parts if part.codec and part.parameters)
+        return tuple(dict.fromkeys(names))
+
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from peat_p2p.content.codecs import encoder
-from peat_p2p.content.disk import clone, disk_full, exhausted, free_bytes, sync_file_system
+from peat_p2p.content.disk import FULL, clone, disk_full, exhausted, free_bytes, sync_file_system
 from peat_p2p.content.entries import FileEntry, Kind, Recipe
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.layout import Span, spans
 from peat_p2p.content.store import RESERVE_BYTES, ChunkStore
 from peat_p2p.content.xattrs import set_xattrs
 from peat_p2p.core.atomic import sync_dir
-from peat_p2p.core.errors import ConflictError, NotFoundError, UnavailableError
+from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, NotFoundError, UnavailableError
 
 _WRITE_BITS = 0o222
 
@@ -34,7 +34,8 @@ def materialize(
     """Make the directory `destination` from the chunks. Blocks; call it from a thread.
 
     A package of a single file becomes a directory with that file in it. Raises ConflictError if `destination` exists,
-    NotFoundError if chunks are missing or rotten, ExhaustedError if the disk is full; then nothing is left behind.
+    NotFoundError if chunks are missing or rotten, ExhaustedError if the disk is full, DeniedError or InvalidInputError
+    if it cannot be there for another reason; then nothing is left behind.
     """
     if os.path.lexists(destination):
         raise ConflictError(f"{destination} exists already; remove it first or choose another place")
@@ -43,8 +44,7 @@ def materialize(
         raise NotFoundError(f"{len(missing)} of {len(index.unique_chunks)} chunks are not in the store; pull first")
     parent = destination.parent
     with disk_full(parent, index.total_bytes, f"the content of {destination.name}"):
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=parent))
+        temporary = _beside(destination)
         try:
             writer = _Writer(store, index, temporary, progress)
             if not writer.can_clone and index.total_bytes + RESERVE_BYTES > free_bytes(parent):
@@ -54,10 +54,34 @@ def materialize(
             if os.path.lexists(destination):
                 raise ConflictError(f"{destination} came to be while its content was written")
             temporary.rename(destination)
+        except OSError as error:
+            _remove(temporary)
+            place = os.fsdecode(error.filename) if error.filename else str(temporary)
+            if error.errno in FULL or not place.startswith(str(temporary)):
+                raise
+            # What one file system takes another may not: a name too long, a character, a link.
+            what = Path(place).name if error.filename else destination.name
+            raise InvalidInputError(
+                f"{what!r} cannot be written below {parent}: {error.strerror}; choose a place on another file system"
+            ) from error
         except BaseException:
             _remove(temporary)
             raise
         sync_dir(parent)
+
+
+def _beside(destination: Path) -> Path:
+    """A new folder where `destination` shall be, so that a rename puts it in place."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        # Not made of the name itself: with more around it a long one would become too long.
+        return Path(tempfile.mkdtemp(prefix=f".{destination.name[:50]}.", suffix=".tmp", dir=destination.parent))
+    except PermissionError as error:
+        raise DeniedError(f"{destination.parent}: no folder can be made here: permission denied") from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InvalidInputError(f"{destination} cannot be made: {error.strerror}; choose another place") from error
 
 
 def _remove(folder: Path) -> None:

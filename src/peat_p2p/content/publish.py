@@ -8,6 +8,7 @@ Must not know how torrents are made; it is given a function for that.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Role
 
 _OCI_LISTED = 8
+# Files whose archives are kept, named in the manifest so that everybody can see why an update of them costs its size.
+_NAMED = 8
+_NAMED_BYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ def _opened(source: Source, report: Progress) -> tuple[Source, dict[str, str]]:
     """The source with recipes for what can be made again from its content, and what to note about it."""
     entries = []
     opened = kept = done = 0
+    whole: list[str] = []
     for item in source.entries:
         if item.known is None and item.entry.is_plain:
             try:
@@ -134,8 +139,12 @@ def _opened(source: Source, report: Progress) -> tuple[Source, dict[str, str]]:
         done += item.entry.size
         opened += item.opened
         kept += item.kept
+        if item.kept and len(whole) < _NAMED and sum(map(len, whole)) + len(item.entry.path) < _NAMED_BYTES:
+            whole.append(item.entry.path)
         entries.append(item)
     notes = {"archives.opened": str(opened), "archives.kept": str(kept)} if opened or kept else {}
+    if whole:
+        notes["archives.kept.in"] = json.dumps(whole, ensure_ascii=False)
     return replace(source, entries=tuple(entries)), notes
 
 
@@ -147,8 +156,11 @@ def _sha256(source: Source, seen: Seen | None) -> dict[str, str]:
         return {"sha256": seen.annotations["sha256"]}
     if item.entry.recipe:
         return {"sha256": item.entry.recipe.sha256.hex()}
-    with item.path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    try:
+        with item.path.open("rb") as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise read_error(item.path, error) from error
 
 
 def _oci_notes(source: Path) -> dict[str, str]:
