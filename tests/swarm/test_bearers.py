@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
+from peat_p2p.swarm.bearers import paths as paths_module
 from peat_p2p.swarm.bearers.paths import Paths
 from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
 
@@ -169,8 +171,40 @@ async def test_a_near_peer_and_one_without_bearers_are_taken_straight() -> None:
         paths = Paths(near)
         direct = HostPort("192.0.2.7", 7000)
         assert await paths.to(direct, far.address, Service.SWARM) == direct  # loopback
-        assert await near.ask(far.address, 5.0)
+        assert paths.behind(direct) == direct
+
+
+async def test_a_bearer_that_is_not_there_is_hoped_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "_by_bearer", lambda _: True)
+    monkeypatch.setattr(paths_module, "PATIENCE_S", 0.3)
+    direct = HostPort("192.0.2.7", 7000)
+    async with two() as (near, _far):
+        paths = Paths(near)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
             deaf.bind(("127.0.0.1", 0))
-            assert not await near.ask(HostPort(*deaf.getsockname()), 0.2)
-        assert paths.behind(direct) == direct
+            silent = HostPort(*deaf.getsockname())
+            local = await paths.to(direct, silent, Service.SWARM)
+            assert local != direct
+            assert paths.behind(local) == direct
+            async with asyncio.timeout(10):
+                with contextlib.suppress(ConnectionError):
+                    await through(local, b"is anybody there")
+            assert near.reading(silent) is None
+            assert await paths.to(direct, silent, Service.SWARM) == direct
+
+
+async def test_a_short_path_is_taken_straight_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "_by_bearer", lambda _: True)
+    direct = HostPort("192.0.2.7", 7000)
+    async with two() as (near, far):
+        paths = Paths(near)
+        local = await paths.to(direct, far.address, Service.SWARM)
+        assert local != direct
+        async with asyncio.timeout(10):
+            assert await through(local, b"first") == b"first"
+        monkeypatch.setattr(paths_module, "LONG_RTT_S", 1000.0)
+        assert await paths.to(direct, far.address, Service.SWARM) == direct
+        assert not paths.far(far.address)
+        monkeypatch.setattr(paths_module, "LONG_RTT_S", 0.0)
+        assert await paths.to(direct, far.address, Service.SWARM) == local
+        assert paths.far(far.address)

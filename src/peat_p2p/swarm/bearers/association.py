@@ -33,6 +33,8 @@ _SMALL_DATAGRAM = 700
 _UNPROVEN_PACKETS = 3
 _KEPT_RANGES = 2 * frames.MAX_RANGES
 _CATCH_UP_S = 0.005
+_ECHO_PACKETS = 6
+_ECHO_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,10 @@ class Association:
         self._newest = -1
         self._ack_at: float | None = None
         self._their_delay = 0.02
+        self._echo_at: float | None = None
+        self._echoed = -1  # packets up to this one need no echo
+        self._echo_bytes = 0
+        self._echoing = False
 
     @property
     def worn_out(self) -> bool:
@@ -265,7 +271,8 @@ class Association:
         if acked:
             self._silences = 0
             self._set_probe(now)
-        self.pacer.on_ack(now, ack.clock, ack.received, acked, lost, self._in_flight, self._limited_since_ack)
+        sent_at = newest.at if newest is not None else None
+        self.pacer.on_ack(now, ack.clock, ack.received, acked, lost, self._in_flight, self._limited_since_ack, sent_at)
         self._limited_since_ack = self._had_nothing
 
     def _landed(self, sent: _Sent) -> None:
@@ -311,6 +318,8 @@ class Association:
         """Datagrams to be sent now."""
         if self._probe_at is not None and now >= self._probe_at:
             self._ask(now)
+        if self._echo_at is not None and now >= self._echo_at:
+            self._echo()
         while self._has_something():
             if self._probes <= 0:
                 if self._in_flight >= self._window() or now < self._ready_at:
@@ -320,6 +329,10 @@ class Association:
             yield self._data_datagram(now)
         else:
             self._had_nothing = self._limited_since_ack = True
+            if self._echoing:
+                self._echoing, self._echoed = False, self._number - 1
+            elif self._flight and next(reversed(self._flight)) > self._echoed:
+                self._echo_at = now + max(self.pacer.min_rtt / 10, 0.004)
         if self._ack_at is not None and now >= self._ack_at:
             ack = self._take_ack(now)
             if ack is not None:
@@ -327,7 +340,7 @@ class Association:
 
     def next_at(self, now: float) -> float | None:
         """When `datagrams` should be asked again, unless something happens before."""
-        times = [at for at in (self._ack_at, self._probe_at) if at is not None]
+        times = [at for at in (self._ack_at, self._probe_at, self._echo_at) if at is not None]
         if self._has_something() and (self._in_flight < self._window() or self._probes > 0):
             times.append(max(self._ready_at, now))
         return min(times, default=None)
@@ -356,6 +369,28 @@ class Association:
         if not self._has_other_than_probes():
             self._others.append(PingFrame())
         self._set_probe(now)
+
+    def _echo(self) -> None:
+        """There is nothing more to send: say the last of it once more, so that a loss costs no round trip.
+
+        A handshake, a request and the end of a transfer are so told twice while the link is idle. Of what was sent in
+        all it stays a small share.
+        """
+        self._echo_at = None
+        if self._has_something():
+            return
+        most = max(_ECHO_PACKETS * frames.MAX_DATAGRAM, int(self.sent_bytes * _ECHO_SHARE)) - self._echo_bytes
+        for number in reversed(self._flight):
+            sent = self._flight[number]
+            if number <= self._echoed or most < sent.size:
+                break
+            most -= sent.size
+            self._echo_bytes += sent.size
+            for stream_number, start, stop, fin in sent.parts:
+                stream = self.streams.get(stream_number)
+                if stream is not None:
+                    stream.sending.lost(start, stop, fin)
+        self._echoing = True
 
     def _has_other_than_probes(self) -> bool:
         return bool(self._others) or any(stream.sending.has_something for stream in self.streams.values())

@@ -12,20 +12,25 @@ from dataclasses import dataclass
 from enum import Enum
 
 START_PACKETS = 32
+_BURST_S = 0.02  # in which the first packets leave
+_LEAST_SPREAD_S = 0.04
+_LEAST_TRAIN = 6  # packets
 MIN_WINDOW_PACKETS = 4
 _FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
 _START_GAIN = 2.77
 _PROBE_GAIN = 1.12
+_DRAIN_GAIN = 0.75  # a full queue is gone when we hear of it
 _BOLD_GAIN = 1.3  # after a probe that found more
-_CYCLE = (_PROBE_GAIN, 0.88, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+_CYCLE = (_PROBE_GAIN, 0.92, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 _QUIET_STEP = 4  # losses seen from here on are not of the probe's making
 _WINDOW_GAIN = 2.0
+_YIELD = 0.95
 _MAX_COMPENSATED_LOSS = 0.25
 _MIN_SAMPLE_S = 0.1
 _RTT_MEMORY_S = 30.0
 _RATE_MEMORY = 10
-_SHORT_QUEUE_S = 0.05
+_SHORT_QUEUE_S = 0.07  # as much as keeps a link busy while a processor is not, and as nobody minds who waits behind it
 _GROWTH = 1.25
 _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
@@ -44,6 +49,7 @@ class _Point:
     clock: float
     received: int
     limited: bool
+    sent_at: float | None
 
 
 class Pacer:
@@ -90,15 +96,16 @@ class Pacer:
     def _rate(self) -> float:
         if self.phase is Phase.START:
             grown = self.bandwidth * _START_GAIN
-            return (
-                grown if self._round >= 2 else max(START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01), grown)
-            )
+            if not self.bandwidth:
+                return START_PACKETS * self.packet_bytes / _BURST_S
+            first = START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01)
+            return grown if self._round >= 2 else max(first, grown)
         if self.phase is Phase.DRAIN:
-            return self.bandwidth * 0.5
+            return self.bandwidth * _DRAIN_GAIN
         gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
         if self._queue > max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * 1.5):
             # Longer than what jitter and our own probing explain.
-            return self.bandwidth * min(gain, 1.0) * 0.92
+            return self.bandwidth * min(gain, 1.0) * _YIELD
         if gain >= 1.0:
             gain /= 1.0 - min(self.loss, _MAX_COMPENSATED_LOSS)
         return self.bandwidth * gain
@@ -131,17 +138,28 @@ class Pacer:
         self._step_rtt = min(self._step_rtt, rtt)
 
     def on_ack(
-        self, now: float, clock: float, received: int, acked: int, lost: int, in_flight: int, limited: bool
+        self,
+        now: float,
+        clock: float,
+        received: int,
+        acked: int,
+        lost: int,
+        in_flight: int,
+        limited: bool,
+        sent_at: float | None = None,
     ) -> None:
         """An acknowledgement came: the receiver's clock and count, packets acked and lost by it, bytes still in flight.
 
-        `limited` says that we did not always have something to send: a rate below the link's then means nothing.
+        `sent_at` is when the newest packet that it is about left here. `limited` says that we did not always have
+        something to send: a rate below the link's then means nothing.
         """
         self._refresh()
         self._acked_in_step += acked
         self._lost_in_step += lost
         clock = self._unwrap(clock)
-        sample = self._sample(clock, received, limited)
+        if self.phase is Phase.START and not self.bandwidth:
+            self._spread(now, clock, received, sent_at)
+        sample = self._sample(clock, received, limited, sent_at)
         if sample is not None:
             self._learn(*sample)
             self._refresh()
@@ -170,12 +188,29 @@ class Pacer:
         self._clock_seen = max(self._clock_seen, clock + self._clock_high)
         return clock + self._clock_high
 
-    def _sample(self, clock: float, received: int, limited: bool) -> tuple[float, bool] | None:
+    def _spread(self, now: float, clock: float, received: int, sent_at: float | None) -> None:
+        """The first packets leave in one burst: when they arrive spread out, that is the link's rate.
+
+        It saves the round trips of growing, and the overshoot at its end. On a fast link nothing can be seen like that.
+        """
+        last = self._points[-1] if self._points else None
+        if last is None or sent_at is None or last.sent_at is None:
+            return
+        span, count = clock - last.clock, received - last.received
+        if span < _LEAST_SPREAD_S or count < _LEAST_TRAIN * self.packet_bytes or span < 2 * (sent_at - last.sent_at):
+            return
+        self._rates.append((self._round, count / span))
+        self.phase, self._step, self._step_ends = Phase.CRUISE, 0, now + self._step_seconds
+        self._acked_in_step = self._lost_in_step = 0
+        self._step_rtt = float("inf")
+        self._refresh()
+
+    def _sample(self, clock: float, received: int, limited: bool, sent_at: float | None) -> tuple[float, bool] | None:
         """The arrival rate over at least one round trip of the receiver's clock, and whether we were the limit."""
         points = self._points
         if points and (clock <= points[-1].clock or received <= points[-1].received):
             return None
-        points.append(_Point(clock, received, limited))
+        points.append(_Point(clock, received, limited, sent_at))
         span = max(self.min_rtt, _MIN_SAMPLE_S)
         while len(points) > 2 and points[1].clock <= clock - span:
             points.popleft()
@@ -185,7 +220,7 @@ class Pacer:
         if clock - first.clock > 4 * span:
             # A pause (an outage) lies within: the count says nothing about the link's rate.
             points.clear()
-            points.append(_Point(clock, received, limited))
+            points.append(_Point(clock, received, limited, sent_at))
             return None
         limited = any(point.limited for point in points)
         self._latest = (received - first.received) / (clock - first.clock)

@@ -1,28 +1,22 @@
 """Which way to a peer: straight, or through a bearer. Decided per peer from what the link has shown.
 
 Rule: a short path (a LAN) is taken straight, TCP fills it with the least work; a long one by the bearer, on which loss
-does not matter. A peer whose bearer does not answer (older, or its UDP is filtered) is taken straight and asked again
-later. What is decided holds for new connections.
+does not matter. A peer never dealt with is hoped to have a bearer, and its first connection goes that way without
+asking, which saves a round trip; if nothing answers that connection breaks soon, and for a while everything is taken
+straight (the peer is older, or its UDP is filtered). What is decided holds for new connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-from dataclasses import dataclass
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.bearers.relay import Bearers, Service
 
 LONG_RTT_S = 0.008
-_PATIENCE_S = 2.5
+PATIENCE_S = 4.0
 _ASK_AGAIN_S = 60.0
-
-
-@dataclass(slots=True)
-class _Known:
-    asked_at: float
-    answered: bool
 
 
 class Paths:
@@ -30,22 +24,24 @@ class Paths:
 
     def __init__(self, bearers: Bearers) -> None:
         self._bearers = bearers
-        self._known: dict[HostPort, _Known] = {}
+        self._hoped: dict[HostPort, float] = {}  # bearers never heard, and when they were tried last
         self._local: dict[HostPort, HostPort] = {}
 
     async def to(self, direct: HostPort, bearer: HostPort, service: Service) -> HostPort:
         """Where to connect for a service of a peer: `direct`, or a local port that leads there.
 
-        `bearer` is the UDP address of the peer's bearers. Takes a round trip the first time.
+        `bearer` is the UDP address of the peer's bearers.
         """
         if not _by_bearer(bearer):
             return direct
-        if not await self._answers(bearer):
-            return direct
         shown = self._bearers.reading(bearer)
-        if shown is None or shown.min_rtt < LONG_RTT_S:
+        if shown is not None:
+            self._hoped.pop(bearer, None)
+            if shown.min_rtt < LONG_RTT_S:
+                return direct
+        elif not self._hopeful(bearer):
             return direct
-        local = await self._bearers.port_to(bearer, service)
+        local = await self._bearers.port_to(bearer, service, PATIENCE_S)
         self._local[local] = direct
         return local
 
@@ -60,15 +56,16 @@ class Paths:
         """The direct address for which a local port stands; any other address is returned as it is."""
         return self._local.get(address, address)
 
-    async def _answers(self, bearer: HostPort) -> bool:
+    def _hopeful(self, bearer: HostPort) -> bool:
+        """Whether a bearer that was never heard is worth a try."""
         now = asyncio.get_running_loop().time()
-        known = self._known.get(bearer)
-        if known is not None and (known.answered or now - known.asked_at < _ASK_AGAIN_S):
-            known.answered = known.answered or self._bearers.reading(bearer) is not None
-            return known.answered
-        known = self._known[bearer] = _Known(now, False)
-        known.answered = await self._bearers.ask(bearer, _PATIENCE_S)
-        return known.answered
+        tried = self._hoped.get(bearer)
+        if tried is not None and PATIENCE_S / 2 < now - tried < _ASK_AGAIN_S:
+            return False
+        self._hoped.setdefault(bearer, now)
+        if tried is not None and now - tried >= _ASK_AGAIN_S:
+            self._hoped[bearer] = now
+        return True
 
 
 def _by_bearer(address: HostPort) -> bool:

@@ -60,14 +60,17 @@ class Bearers:
         """The UDP address that other agents reach."""
         return self._endpoint.address
 
-    async def port_to(self, peer: HostPort, service: Service) -> HostPort:
-        """A local address that leads to a service of the agent whose bearers listen at `peer` (an IP address)."""
+    async def port_to(self, peer: HostPort, service: Service, patience: float = 30.0) -> HostPort:
+        """A local address that leads to a service of the agent whose bearers listen at `peer` (an IP address).
+
+        A connection to it breaks after `patience` seconds if `peer` has never been heard by then.
+        """
         known = self._ports.get((peer, service))
         if known is not None:
             return known
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._outgoing(peer, service, reader, writer)
+            await self._outgoing(peer, service, reader, writer, patience)
 
         server = await asyncio.start_server(accept, _LOOPBACK, 0, limit=_READ)
         self._servers.append(server)
@@ -75,29 +78,41 @@ class Bearers:
         local = self._ports[peer, service] = HostPort(host, port)
         return local
 
-    async def ask(self, peer: HostPort, patience: float) -> bool:
-        """Whether the bearers at `peer` (an IP address) answer within so many seconds."""
-        link = self._endpoint.link_to(peer)
-        if not link.association.heard:
-            link.association.ping()
-            self._endpoint.flush(link)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await link.heard.wait()
-        return link.association.heard
-
     def reading(self, peer: HostPort) -> Reading | None:
         """What the link to a peer has shown, or None when nothing has come back yet."""
         link = self._endpoint.known(peer)
         return link.association.reading() if link is not None and link.association.heard else None
 
     async def _outgoing(
-        self, peer: HostPort, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        peer: HostPort,
+        service: Service,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        patience: float,
     ) -> None:
         link = self._endpoint.link_to(peer)
         stream = self._endpoint.open_stream(link)
         link.association.write(stream.number, bytes((service,)))
-        await self._join(link, stream, reader, writer)
+        joint = _Joint(link, stream.number)
+        self._joints[link.association.connection, stream.number] = joint
+        if link.association.heard:
+            await self._join(stream, reader, writer, joint)
+            return
+        async with asyncio.TaskGroup() as both:
+            waiting = both.create_task(self._expect(joint, patience), name="bearer-first-sign")
+            await self._join(stream, reader, writer, joint)
+            waiting.cancel()
+
+    async def _expect(self, joint: _Joint, patience: float) -> None:
+        """Break a connection off when the other side gives no sign of life."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await joint.link.heard.wait()
+        if not joint.link.association.heard:
+            joint.broken = True
+            joint.wake.set()
+            joint.room.set()
 
     async def _serve(self, joint: _Joint, stream: Stream) -> None:
         try:
@@ -126,19 +141,12 @@ class Bearers:
         if len(first) > 1:
             joint.incoming.appendleft(first[1:])
         joint.wake.set()
-        await self._join(joint.link, stream, reader, writer, joint)
+        await self._join(stream, reader, writer, joint)
 
     async def _join(
-        self,
-        link: Link,
-        stream: Stream,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        joint: _Joint | None = None,
+        self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, joint: _Joint
     ) -> None:
-        if joint is None:
-            joint = _Joint(link, stream.number)
-            self._joints[link.association.connection, stream.number] = joint
+        link = joint.link
         sock = writer.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
