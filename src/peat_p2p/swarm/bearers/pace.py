@@ -13,8 +13,9 @@ from enum import Enum
 
 START_PACKETS = 32
 _BURST_S = 0.02  # in which the first packets leave
-_LEAST_SPREAD_S = 0.04
-_LEAST_TRAIN = 6  # packets
+_BURST_GAIN = 1.6
+_LEAST_SPREAD_S = 0.06
+_LEAST_TRAIN = 4  # packets
 MIN_WINDOW_PACKETS = 4
 _FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
@@ -72,6 +73,7 @@ class Pacer:
         self._round = 0
         self._round_ends = 0.0
         self._best = 0.0
+        self._burst = 0.0  # the fastest that packets arrived after each other, for however short a time
         self._stale_rounds = 0
         self._step = 0
         self._step_ends = 0.0
@@ -95,8 +97,8 @@ class Pacer:
 
     def _rate(self) -> float:
         if self.phase is Phase.START:
-            grown = self.bandwidth * _START_GAIN
-            if not self.bandwidth:
+            grown = max(self._burst, self.bandwidth * (_BURST_GAIN if self._burst else _START_GAIN))
+            if not grown:
                 return START_PACKETS * self.packet_bytes / _BURST_S
             first = START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01)
             return grown if self._round >= 2 else max(first, grown)
@@ -112,7 +114,8 @@ class Pacer:
 
     def _window(self) -> float:
         if self.phase is Phase.START or not self.bandwidth:
-            return max(START_PACKETS * self.packet_bytes, self.bandwidth * self.min_rtt * 2 * _START_GAIN)
+            known = max(self._burst, self.bandwidth)
+            return max(START_PACKETS * self.packet_bytes, known * self.min_rtt * 2 * _START_GAIN)
         seconds = self.min_rtt + self.rtt_spread + _LATENESS_S
         bytes_in_pipe = self.bandwidth * seconds / (1.0 - min(self.loss, _MAX_COMPENSATED_LOSS))
         return max(MIN_WINDOW_PACKETS * self.packet_bytes, bytes_in_pipe * _WINDOW_GAIN)
@@ -157,7 +160,7 @@ class Pacer:
         self._acked_in_step += acked
         self._lost_in_step += lost
         clock = self._unwrap(clock)
-        if self.phase is Phase.START and not self.bandwidth:
+        if self.phase is Phase.START:
             self._spread(now, clock, received, sent_at)
         sample = self._sample(clock, received, limited, sent_at)
         if sample is not None:
@@ -189,20 +192,24 @@ class Pacer:
         return clock + self._clock_high
 
     def _spread(self, now: float, clock: float, received: int, sent_at: float | None) -> None:
-        """The first packets leave in one burst: when they arrive spread out, that is the link's rate.
+        """Look at how far apart the packets of a burst arrive.
 
-        It saves the round trips of growing, and the overshoot at its end. On a fast link nothing can be seen like that.
+        However short the time, the link is at least that fast: no need to grow up to there. And where they arrive much
+        farther apart than they left, that is its rate: no need to overshoot to find out.
         """
         last = self._points[-1] if self._points else None
         if last is None or sent_at is None or last.sent_at is None:
             return
         span, count = clock - last.clock, received - last.received
-        if span < _LEAST_SPREAD_S or count < _LEAST_TRAIN * self.packet_bytes or span < 2 * (sent_at - last.sent_at):
+        if span < _LEAST_SPREAD_S or count < _LEAST_TRAIN * self.packet_bytes:
             return
-        self._rates.append((self._round, count / span))
-        self.phase, self._step, self._step_ends = Phase.CRUISE, 0, now + self._step_seconds
-        self._acked_in_step = self._lost_in_step = 0
-        self._step_rtt = float("inf")
+        self._burst = max(self._burst, count / span)
+        if span >= 2 * (sent_at - last.sent_at) and self._burst > self.bandwidth:
+            self._rates.clear()
+            self._rates.append((self._round, self._burst))
+            self.phase, self._step, self._step_ends = Phase.CRUISE, 0, now + self._step_seconds
+            self._acked_in_step = self._lost_in_step = 0
+            self._step_rtt = float("inf")
         self._refresh()
 
     def _sample(self, clock: float, received: int, limited: bool, sent_at: float | None) -> tuple[float, bool] | None:
