@@ -9,21 +9,21 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.links import FILL_BARS, OURS, SCHEDULED, STEADY
+from bench.links import OURS, PING_BARS, SCHEDULED, STEADY
 from bench.net.profiles import PROFILES
-from bench.result import RESULTS, ROOT, Command, load
+from bench.plots import draw, plots_of
+from bench.result import RESULTS, ROOT, Command, Plot, load
 from peat_p2p.core.atomic import write_atomic
 
 BEGIN, END = "<!-- links table: python -m bench report -->", "<!-- end of links table -->"
-ORDER = (OURS, "curl", "aria2", "rsync", "syncthing", "transmission", "libtorrent", "curl+bearer")
-COLOURS = {OURS: "#c2410c", "curl+bearer": "#fdba74"}
+ORDER = (OURS, "curl", "aria2", "rsync", "syncthing", "transmission", "libtorrent", "iroh", "curl+bearer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,12 @@ def time_text(row: dict[str, Any] | None) -> str:
         return "-"
     if row["seconds"] is None:
         return f"cut off at {100 * (row['share'] or 0):.0f} %"
-    return f"{row['seconds']:.0f} s"
+    text = f"{row['seconds']:.0f} s"
+    if row.get("windows") is not None:
+        text += f", {row['windows']:.0f} windows"
+    if row.get("refetched") is not None:
+        text += f", {100 * row['refetched']:.1f} % again"
+    return text
 
 
 def overview(table: Table) -> list[list[str]]:
@@ -188,44 +193,103 @@ def html_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def plot_fill(table: Table) -> bytes:
-    """Fill by link and tool, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def plot_fill(table: Table) -> Plot:
+    """Fill by link and tool."""
     profiles = [name for name in table.profiles if name not in SCHEDULED]
-    figure, axes = pyplot.subplots(figsize=(11, 4.2))
-    width = 0.85 / max(len(table.tools), 1)
-    for number, tool in enumerate(table.tools):
-        rows = [table.cells.get((profile, tool)) for profile in profiles]
-        heights = [row["fill"] if row and row["fill"] else 0.0 for row in rows]
-        places = [at + number * width for at in range(len(profiles))]
-        axes.bar(places, heights, width, label=tool, color=COLOURS.get(tool))
-    for at, profile in enumerate(profiles):
-        if profile in FILL_BARS:
-            axes.hlines(FILL_BARS[profile], at - width, at + 0.9, colors="black", linestyles="dotted")
-    axes.set_xticks([at + 0.4 for at in range(len(profiles))], profiles)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("goodput / (rate x (1 - loss))")
-    plural = "s" if table.agents > 1 else ""
-    axes.set_title(f"How much of the link a package gets: {table.agents} agent{plural}, hosts at {table.congestion}")
-    axes.legend(ncols=4, fontsize=8)
-    out = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
-    return out.getvalue()
+    series = {tool: _points(table, profiles, tool, "fill") for tool in table.tools}
+    title = f"How much of the link a package gets: {_of(table)}"
+    limits = {"bar": 0.85, "bar, radio": 0.7} if table.agents == 1 else {}
+    return Plot("fill", title, "", "goodput / (rate x (1 - loss))", series, kind="bars", limits=limits)
+
+
+def plot_outages(table: Table) -> Plot:
+    """Time to verified through outages; what did not end has no bar."""
+    profiles = [name for name in table.profiles if name in SCHEDULED]
+    series = {tool: _points(table, profiles, tool, "seconds") for tool in table.tools}
+    rows = {profile: row for (profile, _), row in table.cells.items() if profile in profiles}
+    series["least possible"] = [(profile, row["ideal_seconds"]) for profile, row in rows.items()]
+    return Plot("outages", f"Through outages: {_of(table)}", "", "s until verified", series, kind="bars")
+
+
+def plot_pings(table: Table) -> Plot:
+    """What a foreground user feels."""
+    profiles = [name for name in table.profiles if name not in SCHEDULED]
+    series = {tool: _points(table, profiles, tool, "ping_rise_ms") for tool in table.tools}
+    limits = {"bar, geo and lte": PING_BARS["geo"]}
+    title = f"Added latency of a foreground ping, median: {_of(table)}"
+    return Plot("pings", title, "", "ms", series, kind="bars", limits=limits)
+
+
+def _points(table: Table, profiles: Sequence[str], tool: str, name: str) -> list[tuple[Any, ...]]:
+    points: list[tuple[Any, ...]] = []
+    for profile in profiles:
+        row = table.cells.get((profile, tool))
+        value = row[name] if row else None
+        spread = row.get(f"{name}_spread") if row else None
+        points.append((profile, value, *spread) if value is not None and spread else (profile, value))
+    return points
+
+
+def _of(table: Table) -> str:
+    return f"{table.agents} agent{'s' if table.agents > 1 else ''}, hosts at {table.congestion}"
+
+
+def newest_plots(documents: Iterable[dict[str, Any]]) -> list[tuple[str, Plot]]:
+    """The pictures of all benches but links; of the same bench, scenario and name the newest file's."""
+    found: dict[tuple[str, str, str], Plot] = {}
+    for document in documents:
+        if document["bench"] == "links":
+            continue
+        try:
+            plots = plots_of(document)
+        except (TypeError, ValueError, KeyError) as error:
+            print(f"no pictures of {document['file']}: {error!r}", file=sys.stderr)
+            continue
+        mark = " (quick)" if document["quick"] else ""
+        for scenario, plot in plots:
+            found[document["bench"], scenario, plot.name] = replace(plot, title=plot.title + mark)
+    return [
+        (f"{bench} {scenario}", plot) for (bench, scenario, _), plot in sorted(found.items(), key=lambda one: one[0])
+    ]
 
 
 def _origin(documents: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["file", "made", "commit", "machine", "kernel", "seed", "quick"]]
+    rows = [["file", "made", "commit", "machine", "kernel", "load before", "seed", "quick", "command"]]
     for one in documents:
         commit = str(one["git"]["commit"] or "?")[:10] + (" + changes" if one["git"]["changed"] else "")
-        machine = f"{one['machine']['cpus']} x {one['machine']['cpu']}, Python {one['machine']['python']}"
-        quick = "yes" if one["quick"] else "no"
-        rows.append([one["file"], one["started"], commit, machine, one["machine"]["kernel"], str(one["seed"]), quick])
+        facts = one["machine"]
+        machine = f"{facts['cpus']} x {facts['cpu']}, {facts.get('memory_mib', 0) >> 10} GiB, Python {facts['python']}"
+        figures = [
+            facts["kernel"],
+            str(facts.get("load_before", "-")),
+            str(one["seed"]),
+            "yes" if one["quick"] else "no",
+        ]
+        rows.append([one["file"], one["started"], commit, machine, *figures, " ".join(one["argv"])])
+    return rows
+
+
+def _versions(documents: Sequence[dict[str, Any]]) -> list[list[str]]:
+    names = sorted({name for one in documents for name in one["versions"]})
+    return [
+        ["file", *names],
+        *([one["file"], *(one["versions"].get(name, "-") for name in names)] for one in documents),
+    ]
+
+
+def _calibration(documents: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The newest self-test of each kind of emulation."""
+    newest: dict[str, tuple[str, dict[str, Any]]] = {}
+    for document in documents:
+        for scenario in document["scenarios"]:
+            found = scenario["results"].get("calibration")
+            if isinstance(found, dict) and "checks" in found:
+                newest[str(found["backend"])] = (document["file"], found)
+    rows = [["emulation", "file", "check", "target", "measured", "error", "limit", "holds"]]
+    for backend, (file, found) in newest.items():
+        for check in found["checks"]:
+            figures = [f"{check[name]:.4g}" for name in ("target", "value", "error", "limit")]
+            rows.append([backend, file, check["name"], *figures, "yes" if check["holds"] else "**no**"])
     return rows
 
 
@@ -248,53 +312,109 @@ def _links(tables: Sequence[Table]) -> list[list[str]]:
     return rows
 
 
+@dataclass(slots=True)
+class Page:
+    """A report being written: the same parts as Markdown and as HTML, pictures beside the one and inside the other."""
+
+    folder: Path
+    markdown: list[str] = field(default_factory=lambda: ["# Measurements"])
+    html: list[str] = field(default_factory=lambda: ["<h1>Measurements</h1>"])
+    pictures: set[str] = field(default_factory=set)
+
+    def title(self, text: str) -> None:
+        self.markdown.append(f"## {text}")
+        self.html.append(f"<h2>{html.escape(text)}</h2>")
+
+    def words(self, text: str) -> None:
+        self.markdown.append(text)
+        self.html.append(f"<p>{html.escape(text)}</p>")
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        self.markdown.append(markdown_table(rows))
+        self.html.append(html_table(rows))
+
+    def picture(self, place: str, plot: Plot) -> None:
+        picture = draw(plot)
+        name = "report-" + re.sub(r"[^a-z0-9]+", "-", f"{place} {plot.name}".lower()).strip("-") + ".png"
+        write_atomic(self.folder / name, picture)
+        self.pictures.add(name)
+        self.markdown.append(f"![{plot.title}]({name})")
+        encoded = base64.b64encode(picture).decode()
+        self.html.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{encoded}">')
+
+    def whole(self) -> tuple[str, str]:
+        style = "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
+        style += "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}"
+        style += "img{max-width:100%}"
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Measurements</title><style>{style}</style>'
+        return "\n\n".join(self.markdown) + "\n", head + "\n".join(self.html) + "</html>\n"
+
+
 def build(folder: Path) -> tuple[str, str, str | None]:
     """The report of a folder of results: Markdown, HTML, and the README's table if there is one to show."""
     documents = read_results(folder)
     tables = link_tables(documents)
-    parts: list[tuple[str, str, list[list[str]] | None, bytes | None]] = []
+    page = Page(folder)
     readme = None
     for table in tables:
-        plural = "s" if table.agents > 1 else ""
-        title = f"Links: {table.agents} agent{plural}, hosts at {table.congestion}"
-        steady = overview(table)
+        title = f"Links: {_of(table)}" + (" (quick)" if table.quick else "")
+        place = f"links {table.agents} {table.congestion}"
+        steady, outages = overview(table), schedules(table)
         if len(steady) > 1:
-            words = "Goodput / (rate x (1 - loss)), median; 1 is a full link. *: cut off before the end. -: not run."
-            parts.append((title, words, steady, plot_fill(table)))
+            words = (
+                "Goodput / (rate x (1 - loss)), median; 1 is a full link. *: cut off before the end, with the share of "
+                "the link it had until then. -: not run."
+            )
+            page.title(title)
+            page.words(words)
+            page.table(steady)
+            page.picture(place, plot_fill(table))
+            page.picture(place, plot_pings(table))
             if table.agents == 1 and table.congestion == "cubic":
                 readme = f"{words}\n\n{markdown_table(steady)}"
-        outages = schedules(table)
         if len(outages) > 1:
-            parts.append((f"{title}, through outages", "Time until the package is verified.", outages, None))
-        parts.append((f"{title}, all figures", "", details(table), None))
+            page.title(f"{title}, through outages")
+            page.words("Time until the package is verified, the windows it took, and bytes fetched more than once.")
+            page.table(outages)
+            page.picture(place, plot_outages(table))
+        page.title(f"{title}, all figures")
+        page.table(details(table))
     if tables:
-        parts.append(("The links", "", _links(tables), None))
-        parts.append(("The tools and their settings", "", _settings(tables), None))
+        page.title("The links")
+        page.table(_links(tables))
+        page.title("The tools and their settings")
+        page.table(_settings(tables))
+    last = ""
+    for place, plot in newest_plots(documents):
+        if place != last:
+            page.title(f"{place[0].upper()}{place[1:]}")
+            last = place
+        page.picture(place, plot)
     bars = all_bars(documents)
     if len(bars) > 1:
-        parts.append(("Bars", "", bars, None))
-    parts.append(("Where the figures come from", "", _origin(documents), None))
-    markdown, page = ["# Measurements"], ["<h1>Measurements</h1>"]
-    for number, (title, words, rows, picture) in enumerate(parts):
-        markdown.append(f"## {title}")
-        page.append(f"<h2>{html.escape(title)}</h2>")
-        if words:
-            markdown.append(words)
-            page.append(f"<p>{html.escape(words)}</p>")
-        if rows:
-            markdown.append(markdown_table(rows))
-            page.append(html_table(rows))
-        if picture:
-            name = f"report-{number}.png"
-            write_atomic(folder / name, picture)
-            markdown.append(f"![{title}]({name})")
-            encoded = base64.b64encode(picture).decode()
-            page.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{encoded}">')
-    style = "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-    style += "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}"
-    style += "img{max-width:100%}"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Measurements</title><style>{style}</style>'
-    return "\n\n".join(markdown) + "\n", head + "\n".join(page) + "</html>\n", readme
+        page.title("Bars")
+        missed = sum(row[-1] != "yes" for row in bars[1:])
+        page.words(f"{len(bars) - 1 - missed} held, {missed} missed.")
+        page.table(bars)
+    calibration = _calibration(documents)
+    if len(calibration) > 1:
+        page.title("The emulator, measured with its own words")
+        page.table(calibration)
+    page.title("Where the figures come from")
+    page.table(_origin(documents))
+    page.table(_versions(documents))
+    notes = [
+        f"{one['file']}, {scenario['scenario']}: {note}"
+        for one in documents
+        for scenario in one["scenarios"]
+        for note in [*scenario.get("notes", ()), *([f"failed: {scenario['error']}"] if scenario.get("error") else ())]
+    ]
+    for note in notes:
+        page.words(note)
+    for stale in folder.glob("report-*.png"):
+        if stale.name not in page.pictures:
+            stale.unlink()
+    return *page.whole(), readme
 
 
 def refresh_readme(path: Path, table: str) -> bool:

@@ -7,6 +7,8 @@ A bench is a module of this package with a constant `BENCH`; `python -m bench` f
         run.record("seconds", seconds, unit="s")          # a figure; a dict or a list of rows is fine too
         run.baseline("curl", {"seconds": 12.1})           # what is not ours, measured in the same run
         run.at_most("seconds", seconds, 10.0, unit="s")   # a bar: missed bars make the exit code 1
+    run.plot("growth", "Seconds until all know", x="nodes", y="s", log="xy",
+             series={"ours": [(100, 0.1), (1000, 0.4)], "naive": [(100, 0.2)]}, limits={"aim": 5.0})
 
     BENCH = Bench("store", "the chunk store", (Scenario("cold-start", "open a store of 1,000 packages", cold_start),))
 
@@ -17,6 +19,7 @@ or refused. It is written atomically, and also when a scenario fails: what was m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -69,6 +72,36 @@ class Bar:
         return f"{mark}  {self.name}: {value} {self.relation} {self.limit:g} {self.unit}".rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A picture that the report draws of a scenario's own figures: the result file holds the points, not the picture.
+
+    `series` maps a label to points (x, y), or (x, y, lowest, highest) for a spread. x is a number with `kind` "line"
+    or "points", and a text with "bars" (groups in the order they first come); a y of None is a gap. `log` names the
+    axes with a logarithmic scale ("", "x", "y", "xy"). `limits` draws a level across under a label.
+    """
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[Sequence[Any]]]
+    kind: str = "line"
+    log: str = ""
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("line", "points", "bars"):
+            raise ValueError(f"plot {self.name}: there are line, points and bars, not {self.kind!r}")
+        if self.log not in ("", "x", "y", "xy"):
+            raise ValueError(f"plot {self.name}: log is '', 'x', 'y' or 'xy', not {self.log!r}")
+        for label, points in self.series.items():
+            if any(len(point) not in (2, 4) for point in points):
+                raise ValueError(f"plot {self.name}: {label} has a point that is neither (x, y) nor (x, y, low, high)")
+            if self.kind != "bars" and any(isinstance(point[0], str) for point in points):
+                raise ValueError(f"plot {self.name}: {label} has a text as x; only bars have names")
+
+
 @dataclass(slots=True)
 class Run:
     """What a scenario gets: its seed and options, and where its figures go."""
@@ -84,6 +117,7 @@ class Run:
     baselines: dict[str, Any] = field(default_factory=dict)
     bars: list[Bar] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plots: dict[str, Plot] = field(default_factory=dict)
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +149,21 @@ class Run:
     def baseline(self, name: str, figures: Mapping[str, Any]) -> None:
         """Keep what something that is not ours did under the same conditions."""
         self.baselines[name] = dict(figures)
+
+    def plot(
+        self,
+        name: str,
+        title: str,
+        *,
+        x: str,
+        y: str,
+        series: Mapping[str, Sequence[Sequence[Any]]],
+        kind: str = "line",
+        log: str = "",
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        """Have the report draw this (see Plot); a second plot of the same name takes the place of the first."""
+        self.plots[name] = Plot(name, title, x, y, series, kind, log, dict(limits or {}))
 
     def note(self, text: str) -> None:
         """Say something about the run that a reader of its figures must know."""
@@ -157,6 +206,7 @@ class Run:
                 for bar in self.bars
             ],
             "notes": self.notes,
+            "plots": [dataclasses.asdict(plot) for plot in self.plots.values()],
         }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main, run_bench
+from bench.plots import plots_of
 from bench.report import BEGIN, END, build, refresh_readme
-from bench.result import Bench, ResultFile, Run, Scenario, load
+from bench.result import Bench, Plot, ResultFile, Run, Scenario, load
 
 
 def row(profile: str, tool: str, fill: float, completed: int = 3) -> dict[str, Any]:
@@ -57,7 +58,59 @@ def test_the_report_shows_the_cells_and_says_what_is_missing(tmp_path: Path) -> 
     assert "<strong>no</strong>" in page
     assert table is not None
     assert "2.00 x aria2" in table
-    assert (tmp_path / "report-0.png").read_bytes().startswith(b"\x89PNG")
+    assert "![How much of the link a package gets: 1 agent, hosts at cubic](report-links-1-cubic-fill.png)" in markdown
+    assert (tmp_path / "report-links-1-cubic-fill.png").read_bytes().startswith(b"\x89PNG")
+    assert "1 held, 1 missed." in markdown
+
+
+def test_a_scenario_says_what_is_drawn_and_the_newest_file_counts(tmp_path: Path) -> None:
+    for name, started, title in (("new.json", 2e9, "Now"), ("old.json", 1e9, "Then")):
+        file = ResultFile("mesh", 1, False, ("bench",), started=started)
+        run = Run("mesh", "fleet", 1, False)
+        points = [(100, 1.0), (1000, None), (5000, 2.0, 1.5, 2.5)]
+        run.plot("growth", title, x="nodes", y="s", log="xy", series={"ours": points}, limits={"bar": 3.0})
+        run.plot("parts", title, x="", y="B", kind="bars", series={"ours": [("a", 1)], "other": [("b", 3)]})
+        file.add(run, 1.0)
+        file.write(tmp_path / name)
+    (tmp_path / "report-gone.png").write_bytes(b"a picture of a result that is no more")
+    markdown, page, table = build(tmp_path)
+    assert "![Now](report-mesh-fleet-growth.png)" in markdown
+    assert "Then" not in markdown
+    assert page.count("data:image/png") == 2
+    assert table is None
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "report-mesh-fleet-growth.png",
+        "report-mesh-fleet-parts.png",
+    }
+
+
+def test_a_file_without_plots_is_drawn_from_its_rows() -> None:
+    def scenario(name: str, ours: int, other: int) -> dict[str, Any]:
+        results, baselines = {"fetched_bytes": ours}, {"zstd": {"bytes": other}}
+        return {"scenario": name, "parameters": {"newer_bytes": 100}, "results": results, "baselines": baselines}
+
+    document = {"bench": "update", "scenarios": [scenario("python", 10, 40), scenario("debian", 20, 50)]}
+    [(names, plot)] = plots_of(document)
+    assert names == "python, debian"
+    assert plot.series == {"ours": [("python", 0.1), ("debian", 0.2)], "zstd": [("python", 0.4), ("debian", 0.5)]}
+    growth = [{"sidecars": count, "command_seconds": 0.1, "naive": {"command_seconds": 0.3}} for count in (100, 5000)]
+    rows = {"scenario": "fleet", "parameters": {}, "results": {"growth": growth}, "baselines": {}, "units": {}}
+    [(_, plot)] = plots_of({"bench": "mesh", "scenarios": [rows]})
+    assert plot.series["whole documents flooded"] == [(100, 0.3), (5000, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "pie"}, "not 'pie'"),
+        ({"log": "z"}, "not 'z'"),
+        ({"series": {"ours": [(1, 2, 3)]}}, "neither"),
+        ({"series": {"ours": [("geo", 2)]}}, "only bars"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_at_once(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Plot(**({"name": "n", "title": "t", "x": "x", "y": "y", "series": {"ours": [(1, 2)]}} | change))
 
 
 def test_of_two_files_the_newer_counts(tmp_path: Path) -> None:
