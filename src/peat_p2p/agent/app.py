@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from peat_p2p.agent.broadcasts import Broadcasts
 from peat_p2p.agent.config import AgentConfig
 from peat_p2p.agent.http import make_application
 from peat_p2p.agent.service import Agent
@@ -51,7 +52,11 @@ async def open_agent(config: AgentConfig) -> AsyncIterator[Endpoints]:
         agent.make_room = upkeep.make_room
         await stack.enter_async_context(agent.run())
         await stack.enter_async_context(upkeep.run())
-        app = make_application(agent, upkeep, clock)
+        broadcasts = Broadcasts(agent, credentials, clock)
+        if config.broadcast_listen is not None:
+            heard = broadcasts.receive(config.broadcast_listen, config.broadcast_interface)
+            await stack.enter_async_context(heard)
+        app = make_application(agent, upkeep, broadcasts, clock)
         address = await stack.enter_async_context(_serve(app, config.node.http_listen))
         yield Endpoints(
             node_id=agent.agent_id,

@@ -26,7 +26,8 @@ class AgentConfig:
     bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back. A
     package that fewer than `copies` agents in reach hold is shown as under-replicated. With `watermarks`, packages
     that others in reach hold are removed when the disk is too full; without, nothing ever is. `budget` bounds what the
-    swarm may move and when. `sidecar_token_file` holds the token of a sidecar that asks for one.
+    swarm may move and when. `broadcast_listen` is a multicast group whose packages are taken in, heard on the interface
+    with the IPv4 address `broadcast_interface`. `sidecar_token_file` holds the token of a sidecar that asks for one.
     """
 
     node: NodeConfig
@@ -45,6 +46,8 @@ class AgentConfig:
     watermarks: Watermarks | None = None
     budget: Budget = field(default_factory=Budget)
     sidecar_token_file: Path | None = None
+    broadcast_listen: HostPort | None = None
+    broadcast_interface: str = "0.0.0.0"  # noqa: S104
 
     def __post_init__(self) -> None:
         if not self.sidecar:

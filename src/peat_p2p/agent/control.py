@@ -15,6 +15,7 @@ from typing import Any
 
 from connectrpc.request import RequestContext
 
+from peat_p2p.agent.broadcasts import BroadcastPlan, Broadcasts
 from peat_p2p.agent.explain import explain
 from peat_p2p.agent.history import EndedTransfer
 from peat_p2p.agent.service import Agent, require_absent
@@ -24,7 +25,8 @@ from peat_p2p.agent.upkeep import Upkeep
 from peat_p2p.agent.view import KnownManifest
 from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
-from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, UnavailableError
+from peat_p2p.core.address import HostPort
+from peat_p2p.core.errors import ConfigError, InvalidInputError, NotFoundError, PeatError, UnavailableError
 from peat_p2p.fleet.ids import MANIFESTS, manifest_digest
 from peat_p2p.swarm.status import TransferState, TransferStatus
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
@@ -50,9 +52,10 @@ Context = RequestContext[Any, Any]
 class ControlService(PeatAgent):
     """PeatAgent on an Agent."""
 
-    def __init__(self, agent: Agent, upkeep: Upkeep) -> None:
+    def __init__(self, agent: Agent, upkeep: Upkeep, broadcasts: Broadcasts) -> None:
         self._agent = agent
         self._upkeep = upkeep
+        self._broadcasts = broadcasts
 
     async def publish(self, request: pb.PublishRequest, _ctx: Context) -> AsyncIterator[pb.PublishProgress]:
         """Publish a path on this machine, with progress."""
@@ -245,6 +248,27 @@ class ControlService(PeatAgent):
             delivered_bytes=sum(summary.manifest.total_bytes for summary in self._agent.facts.held()),
             path=str(self._agent.store.root),
         )
+
+    async def broadcast(self, request: pb.BroadcastRequest, _ctx: Context) -> AsyncIterator[pb.BroadcastProgress]:
+        """Send a held package to a multicast group, with progress; it ends when the caller goes away."""
+        try:
+            group = HostPort.parse(request.group)
+        except ConfigError as error:
+            raise InvalidInputError(str(error)) from error
+        plan = BroadcastPlan(group, request.rate_bytes_per_s, request.loss, request.interface or "0.0.0.0")  # noqa: S104
+        known = self._agent.resolve(request.name, request.version, request.arch)
+
+        async def work(tell: Callable[[int], None]) -> int:
+            return await self._broadcasts.send(known, plan, tell)
+
+        async with contextlib.aclosing(follow(work)) as states:
+            async for sent, done in states:
+                yield pb.BroadcastProgress(
+                    step="done" if done else "sending",
+                    sent_bytes=sent,
+                    package_bytes=known.manifest.total_bytes,
+                    done=done,
+                )
 
     def _package(self, known: KnownManifest) -> pb.Package:
         manifest, agent = known.manifest, self._agent

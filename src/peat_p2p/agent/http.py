@@ -15,6 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
+from peat_p2p.agent.broadcasts import Broadcasts
 from peat_p2p.agent.control import ControlService
 from peat_p2p.agent.documents import REGISTRY
 from peat_p2p.agent.service import Agent
@@ -32,7 +33,7 @@ DEPLOYED = 1
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_application(agent: Agent, upkeep: Upkeep, clock: Clock) -> web.Application:
+def make_application(agent: Agent, upkeep: Upkeep, broadcasts: Broadcasts, clock: Clock) -> web.Application:
     """The application with everything the agent answers."""
     app = web.Application(middlewares=[_guard])
 
@@ -44,7 +45,7 @@ def make_application(agent: Agent, upkeep: Upkeep, clock: Clock) -> web.Applicat
     app.router.add_get("/status", face.status)
     app.router.add_post(LIST_PACKAGES, face.list_packages)
     app.router.add_post(LIST_PULLED, face.list_pulled)
-    mount(app, PeatAgentASGIApplication(ControlService(agent, upkeep), interceptors=[ErrorInterceptor()]))
+    mount(app, PeatAgentASGIApplication(ControlService(agent, upkeep, broadcasts), interceptors=[ErrorInterceptor()]))
     return app
 
 

@@ -251,6 +251,12 @@ class Agent:
         self._announce(package)
         self._tell()
 
+    async def received(self, package: StoredPackage) -> None:
+        """A package came into the store by another way than a transfer, verified."""
+        await self.engine.seed(package)
+        self._arrived(package)
+        self.transfers.look_again(package.manifest_digest)
+
     def stop(self) -> None:
         """The process is about to stop: whoever follows a transfer is to be told, rather than cut off."""
         self.stopping.set()
@@ -395,8 +401,7 @@ class Agent:
             return publish(source, name, version, arch, self.store, who, build, clock, report, annotations)
 
         package = await in_thread(work)
-        await self.engine.seed(package)
-        self._arrived(package)
+        await self.received(package)
         return package
 
     async def announced(self, digest: str) -> bool:

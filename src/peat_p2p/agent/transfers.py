@@ -163,6 +163,12 @@ class Transfers:
             self._forget(digest)
             ticket.transfer.cancel()
 
+    def look_again(self, digest: str) -> None:
+        """What a transfer lacks may be in the store by now: begin it anew, with what is there."""
+        ticket = self._tickets.get(digest)
+        if ticket is not None and not ticket.ended:
+            ticket.transfer.cancel()
+
     def stop(self, digest: str, error: PeatError) -> None:
         """Nobody shall have it: end the transfer whoever wishes for it, with `error` as the reason."""
         ticket = self._tickets.get(digest)

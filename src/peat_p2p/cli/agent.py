@@ -99,6 +99,18 @@ def agent_options(command: Any) -> Any:
                 show_default=True,
                 help="Old versions of each deployed package that stay unpacked.",
             ),
+            option(
+                "--broadcast-listen",
+                type=HOST_PORT,
+                metavar="GROUP:PORT",
+                help="Take in packages that are broadcast to this multicast group, such as 239.7.7.7:7407.",
+            ),
+            option(
+                "--broadcast-interface",
+                default="0.0.0.0",  # noqa: S104
+                metavar="IP",
+                help="Address of the interface to hear broadcasts on.  [default: the system's choice]",
+            ),
             option("--arch", default="", help="What this node runs on.  [default: this machine's: amd64, arm64, ...]"),
             option("--classification", default="", help="Said in the heartbeat as it is given."),
             option("--run-mode", default="", help="Said in the heartbeat as it is given."),
@@ -141,6 +153,8 @@ def agent_config(values: dict[str, Any], sidecar: str) -> Any:
         classification=values["classification"],
         run_mode=values["run_mode"],
         sidecar_token_file=values["sidecar_token_file"],
+        broadcast_listen=values["broadcast_listen"],
+        broadcast_interface=values["broadcast_interface"],
     )
 
 

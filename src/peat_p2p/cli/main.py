@@ -31,6 +31,7 @@ COMMANDS = {
     "formation": "formation:formation",
     "publish": "publish:publish",
     "pull": "pull:pull",
+    "broadcast": "broadcast:broadcast",
     "packages": "packages:packages",
     "why": "why:why",
     "store": "store:store",

@@ -21,7 +21,7 @@ from peat_p2p.content.store import ChunkStore, PackageSummary, StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock, SystemClock
-from peat_p2p.core.errors import UnavailableError
+from peat_p2p.core.errors import ExhaustedError, UnavailableError
 from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
 from peat_p2p.swarm.budget import Budget, Meter
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
@@ -228,6 +228,15 @@ class SwarmEngine:
     def health(self, endpoint_id: str) -> PeerHealth | None:
         """What is known of a peer from dealing with it; None when there was no dealing."""
         return self._book.known(endpoint_id)
+
+    async def give(self, count: int) -> None:
+        """Count bytes that go out by another way than a transfer's, and wait until the cap lets them.
+
+        Raises ExhaustedError when the budget stops all traffic.
+        """
+        if self._stopped:
+            raise ExhaustedError(self._stopped)
+        await self._given.take(count)
 
     @property
     def stopped(self) -> str:

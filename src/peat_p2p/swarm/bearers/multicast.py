@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from peat_p2p.content.index import ChunkRef
-from peat_p2p.content.manifest import open_manifest
+from peat_p2p.content.manifest import Manifest, open_manifest
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock, SystemClock
@@ -23,12 +24,14 @@ from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.swarm.bearers.broadcast import BroadcastReceiver, broadcast
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.trust.credentials import NodeCredentials
+from peat_p2p.trust.identity import Identity
 
 log = logging.getLogger(__name__)
 _HOPS = 8
 _BUFFER = 4 << 20
 _UDP_IP_BYTES = 28
 _LATE_S = 0.02
+_TOGETHER = 64
 
 
 def sender_socket(interface: str) -> socket.socket:
@@ -67,6 +70,7 @@ async def send(sock: socket.socket, group: HostPort, datagrams: Iterator[bytes],
             sock.sendto(datagram, (group.host, group.port))
         sent += size
         due = max(due, loop.time() - _LATE_S) + size / rate
+    await asyncio.sleep(max(0.0, due - loop.time()))
     return sent
 
 
@@ -78,8 +82,12 @@ async def send_package(
     rate: float,
     loss: float,
     wanted: Sequence[bool] | None = None,
+    permit: Callable[[int], Awaitable[None]] | None = None,
 ) -> int:
-    """Broadcast a package of the store, or the chunks of it that are marked in `wanted`; the bytes sent."""
+    """Broadcast a package of the store, or the chunks of it that are marked in `wanted`; the bytes sent.
+
+    `permit` is awaited with the bytes that go next, before they go; what it raises ends the broadcast.
+    """
     chunks = package.index.unique_chunks
 
     def read(chunk: ChunkRef) -> bytes:
@@ -87,15 +95,35 @@ async def send_package(
 
     marked = wanted if wanted is not None else [True] * len(chunks)
     session = secrets.randbits(64)
-    return await send(sock, group, broadcast(session, package.envelope, package.info, chunks, marked, read, loss), rate)
+    datagrams = broadcast(session, package.envelope, package.info, chunks, marked, read, loss)
+    sent = 0
+    # Coding a block takes longer than the event loop may stand still.
+    while some := await asyncio.to_thread(lambda: list(itertools.islice(datagrams, _TOGETHER))):
+        if permit is not None:
+            await permit(sum(len(datagram) + _UDP_IP_BYTES for datagram in some))
+        sent += await send(sock, group, iter(some), rate)
+    return sent
 
 
 class BroadcastStore:
-    """Receives into a chunk store. `packages` lists what has become whole."""
+    """Receives into a chunk store. `packages` lists what has become whole, `heard` counts datagrams.
 
-    def __init__(self, store: ChunkStore, credentials: NodeCredentials, clock: Clock | None = None) -> None:
+    `allow` is asked about a manifest that verified, and raises PeatError for one that shall not come in. Chunks of what
+    is not whole yet are held from garbage collection.
+    """
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        credentials: NodeCredentials,
+        clock: Clock | None = None,
+        allow: Callable[[Manifest, str, Identity], None] | None = None,
+    ) -> None:
         self.packages: list[StoredPackage] = []
         self.arrived = asyncio.Event()
+        self.heard = 0
+        self._allow = allow
+        self._held: dict[str, contextlib.ExitStack] = {}
         self._store = store
         self._credentials = credentials
         self._clock = clock or SystemClock()
@@ -104,14 +132,36 @@ class BroadcastStore:
 
     def receive(self, datagram: bytes) -> None:
         """Take a datagram in."""
+        self.heard += 1
         self.receiver.receive(datagram)
 
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """The signed manifests, by digest, of what is not whole yet."""
+        return {digest: envelope for digest, (envelope, _) in self._open.items()}
+
+    def give_up(self, digest: str) -> None:
+        """Wait no longer for the rest of a package; what has come stays. Another broadcast of it begins it anew."""
+        self._open.pop(digest, None)
+        held = self._held.pop(digest, None)
+        if held is not None:
+            held.close()
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        for digest in list(self._held):
+            self.give_up(digest)
+
     def _check(self, envelope: dict[str, Any], info: bytes) -> Sequence[ChunkRef]:
-        manifest, digest, _ = open_manifest(envelope, self._credentials.anchor, self._clock.wall())
+        manifest, digest, publisher = open_manifest(envelope, self._credentials.anchor, self._clock.wall())
+        if self._allow is not None:
+            self._allow(manifest, digest, publisher)
         parsed = parse_info(info, manifest.infohash, self._credentials.ca_pem)
         if parsed.index.digest != manifest.digest:
             raise InvalidInputError("the broadcast's metadata is not the one that its manifest names")
         self._store.check_space(sum(chunk.size for chunk in parsed.chunks), manifest.reference)
+        if digest not in self._held:
+            self._held[digest] = contextlib.ExitStack()
+            self._held[digest].enter_context(self._store.hold(chunk.hex for chunk in parsed.chunks))
         self._open[digest] = (envelope, parsed)
         self._finish()
         return parsed.chunks
@@ -119,8 +169,10 @@ class BroadcastStore:
     def _keep(self, chunk: ChunkRef, data: bytes) -> None:
         if not self._store.has(chunk.hex):
             path = self._store.chunk_path(chunk.hex)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            # Renamed into place: a transfer of the same package may have the file open.
+            temporary = self._store.temporary / f"broadcast-{chunk.hex}"
+            temporary.write_bytes(data)
+            temporary.replace(path)
             if not self._store.verify(chunk.hex, chunk.size):
                 return
         self._finish()
@@ -129,7 +181,7 @@ class BroadcastStore:
         for digest, (envelope, parsed) in list(self._open.items()):
             if not self._store.missing(parsed.index):
                 self.packages.append(self._store.put_package(envelope, parsed.meta.info, parsed.index))
-                del self._open[digest]
+                self.give_up(digest)
                 self.arrived.set()
 
 

@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import agent_pb
-from .agent_pb import CollectGarbageRequest, CollectGarbageResponse, ExplainRequest, ExplainResponse, ListPackagesRequest, ListPackagesResponse, ListTransfersRequest, ListTransfersResponse, PinPackageRequest, PinPackageResponse, PublishProgress, PublishRequest, PullRequest, RemovePackageRequest, RemovePackageResponse, ShowPackageRequest, ShowPackageResponse, StatStoreRequest, StatStoreResponse, Transfer, VerifyStoreProgress, VerifyStoreRequest
+from .agent_pb import BroadcastProgress, BroadcastRequest, CollectGarbageRequest, CollectGarbageResponse, ExplainRequest, ExplainResponse, ListPackagesRequest, ListPackagesResponse, ListTransfersRequest, ListTransfersResponse, PinPackageRequest, PinPackageResponse, PublishProgress, PublishRequest, PullRequest, RemovePackageRequest, RemovePackageResponse, ShowPackageRequest, ShowPackageResponse, StatStoreRequest, StatStoreResponse, Transfer, VerifyStoreProgress, VerifyStoreRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -89,6 +89,12 @@ class PeatAgent(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def stat_store(self, request: StatStoreRequest, ctx: RequestContext[StatStoreRequest, StatStoreResponse], /) -> StatStoreResponse:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def broadcast(self, request: BroadcastRequest, ctx: RequestContext[BroadcastRequest, BroadcastProgress], /) -> AsyncIterator[BroadcastProgress]:
+        """
+        Sends a package that is held here to a multicast group, once for all who hear it. The last message has `done`.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     @classmethod
@@ -229,6 +235,17 @@ class PeatAgentASGIApplication(ConnectASGIApplication[PeatAgent]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.stat_store,
+                ),
+                "/peat.agent.v1.PeatAgent/Broadcast": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="Broadcast",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=BroadcastRequest,
+                        output=BroadcastProgress,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.broadcast,
                 ),
             },
             interceptors=interceptors,
@@ -491,6 +508,29 @@ class PeatAgentClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def broadcast(
+        self,
+        request: BroadcastRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[BroadcastProgress]:
+        """
+        Sends a package that is held here to a multicast group, once for all who hear it. The last message has `done`.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Broadcast",
+                service_name="peat.agent.v1.PeatAgent",
+                input=BroadcastRequest,
+                output=BroadcastProgress,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class PeatAgentSync(Protocol):
     def publish(self, request: PublishRequest, ctx: RequestContext[PublishRequest, PublishProgress], /) -> Iterator[PublishProgress]:
@@ -551,6 +591,12 @@ class PeatAgentSync(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def stat_store(self, request: StatStoreRequest, ctx: RequestContext[StatStoreRequest, StatStoreResponse], /) -> StatStoreResponse:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def broadcast(self, request: BroadcastRequest, ctx: RequestContext[BroadcastRequest, BroadcastProgress], /) -> Iterator[BroadcastProgress]:
+        """
+        Sends a package that is held here to a multicast group, once for all who hear it. The last message has `done`.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     @classmethod
@@ -689,6 +735,17 @@ class PeatAgentWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.stat_store,
+                ),
+                "/peat.agent.v1.PeatAgent/Broadcast": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="Broadcast",
+                        service_name="peat.agent.v1.PeatAgent",
+                        input=BroadcastRequest,
+                        output=BroadcastProgress,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.broadcast,
                 ),
             },
             interceptors=interceptors,
@@ -947,6 +1004,29 @@ class PeatAgentClientSync(ConnectClientSync):
                 output=StatStoreResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def broadcast(
+        self,
+        request: BroadcastRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[BroadcastProgress]:
+        """
+        Sends a package that is held here to a multicast group, once for all who hear it. The last message has `done`.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Broadcast",
+                service_name="peat.agent.v1.PeatAgent",
+                input=BroadcastRequest,
+                output=BroadcastProgress,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
             ),
             headers=headers,
             timeout_ms=timeout_ms,

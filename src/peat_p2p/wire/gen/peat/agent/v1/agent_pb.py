@@ -18,6 +18,128 @@ if TYPE_CHECKING:
     from protobuf import DescFile
 
 
+_BroadcastRequestFields: TypeAlias = Literal["name", "version", "arch", "group", "rate_bytes_per_s", "loss", "interface"]
+
+class BroadcastRequest(Message[_BroadcastRequestFields]):
+    """
+    ```proto
+    message peat.agent.v1.BroadcastRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        version:
+            ```proto
+            string version = 2;
+            ```
+        arch:
+            ```proto
+            string arch = 3;
+            ```
+        group:
+            HOST:PORT of an IPv4 multicast group.
+
+            ```proto
+            string group = 4;
+            ```
+        rate_bytes_per_s:
+            Everything counted, headers too.
+
+            ```proto
+            uint64 rate_bytes_per_s = 5;
+            ```
+        loss:
+            The share of datagrams that a receiver may lose and still get all: 0 to 0.9.
+
+            ```proto
+            double loss = 6;
+            ```
+        interface:
+            IPv4 address of the interface to send from; empty: the system's choice.
+
+            ```proto
+            string interface = 7;
+            ```
+    """
+
+    __slots__ = ("name", "version", "arch", "group", "rate_bytes_per_s", "loss", "interface")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            version: str = "",
+            arch: str = "",
+            group: str = "",
+            rate_bytes_per_s: int = 0,
+            loss: float = 0,
+            interface: str = "",
+        ) -> None:
+            pass
+
+        name: str
+        version: str
+        arch: str
+        group: str
+        rate_bytes_per_s: int
+        loss: float
+        interface: str
+
+_BroadcastProgressFields: TypeAlias = Literal["step", "sent_bytes", "package_bytes", "done"]
+
+class BroadcastProgress(Message[_BroadcastProgressFields]):
+    """
+    ```proto
+    message peat.agent.v1.BroadcastProgress
+    ```
+
+    Attributes:
+        step:
+            "sending", "done".
+
+            ```proto
+            string step = 1;
+            ```
+        sent_bytes:
+            ```proto
+            uint64 sent_bytes = 2;
+            ```
+        package_bytes:
+            What the package is when delivered.
+
+            ```proto
+            uint64 package_bytes = 3;
+            ```
+        done:
+            ```proto
+            bool done = 4;
+            ```
+    """
+
+    __slots__ = ("step", "sent_bytes", "package_bytes", "done")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            step: str = "",
+            sent_bytes: int = 0,
+            package_bytes: int = 0,
+            done: bool = False,
+        ) -> None:
+            pass
+
+        step: str
+        sent_bytes: int
+        package_bytes: int
+        done: bool
+
 _ShowPackageRequestFields: TypeAlias = Literal["name", "version", "arch"]
 
 class ShowPackageRequest(Message[_ShowPackageRequestFields]):
@@ -1266,9 +1388,11 @@ class ListPackagesResponse(Message[_ListPackagesResponseFields]):
 
 
 _DESC = file_desc(
-    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"V\n\x12ShowPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"\xf9\x02\n\x13ShowPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12U\n\x0bannotations\x18\x02 \x03(\x0b23.peat.agent.v1.ShowPackageResponse.AnnotationsEntryR\x0bannotations\x12.\n\x07entries\x18\x03 \x03(\x0b2\x14.peat.agent.v1.EntryR\x07entries\x12!\n\x0cunique_bytes\x18\x04 \x01(\x04R\x0buniqueBytes\x12.\n\x13average_chunk_bytes\x18\x05 \x01(\x04R\x11averageChunkBytes\x12\x16\n\x06pinned\x18\x06 \x01(\x08R\x06pinned\x1a>\n\x10AnnotationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x87\x01\n\x05Entry\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n\x06target\x18\x05 \x01(\tR\x06target\x12\x16\n\x06opened\x18\x06 \x03(\tR\x06opened"R\n\x0eExplainRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"V\n\x0fExplainResponse\x12\x18\n\x07verdict\x18\x01 \x01(\tR\x07verdict\x12)\n\x05facts\x18\x02 \x03(\x0b2\x13.peat.agent.v1.FactR\x05facts"`\n\x04Fact\x12\x14\n\x05about\x18\x01 \x01(\tR\x05about\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x14\n\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text"n\n\x14RemovePackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x14\n\x05force\x18\x04 \x01(\x08R\x05force"j\n\x15RemovePackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12\x1f\n\x0bfreed_bytes\x18\x02 \x01(\x04R\nfreedBytes"m\n\x11PinPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06pinned\x18\x04 \x01(\x08R\x06pinned"F\n\x12PinPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package"\x14\n\x12VerifyStoreRequest"\xbe\x01\n\x13VerifyStoreProgress\x12\x1d\n\nbytes_done\x18\x01 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x02 \x01(\x04R\nbytesTotal\x12\x16\n\x06chunks\x18\x03 \x01(\rR\x06chunks\x12\x1d\n\nbad_chunks\x18\x04 \x01(\rR\tbadChunks\x12\x1c\n\trepairing\x18\x05 \x03(\tR\trepairing\x12\x12\n\x04done\x18\x06 \x01(\x08R\x04done"\x17\n\x15CollectGarbageRequest"^\n\x16CollectGarbageResponse\x12\x16\n\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x14\n\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n\x06strays\x18\x03 \x01(\rR\x06strays"\x12\n\x10StatStoreRequest"\x88\x02\n\x11StatStoreResponse\x12\x1a\n\x08packages\x18\x01 \x01(\rR\x08packages\x12\x16\n\x06chunks\x18\x02 \x01(\rR\x06chunks\x12\x1f\n\x0bchunk_bytes\x18\x03 \x01(\x04R\nchunkBytes\x12!\n\x0cloose_chunks\x18\x04 \x01(\rR\x0blooseChunks\x12\x1f\n\x0bloose_bytes\x18\x05 \x01(\x04R\nlooseBytes\x12\x1d\n\nfree_bytes\x18\x06 \x01(\x04R\tfreeBytes\x12\'\n\x0fdelivered_bytes\x18\x07 \x01(\x04R\x0edeliveredBytes\x12\x12\n\x04path\x18\x08 \x01(\tR\x04path"\x82\x01\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch\x12\x1a\n\x08priority\x18\x05 \x01(\tR\x08priority"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"\x85\x01\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination\x12\x12\n\x04wait\x18\x05 \x01(\x08R\x04wait"\xc1\x03\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes\x12\x1a\n\x08manifest\x18\x0c \x01(\tR\x08manifest\x12\x1a\n\x08deployed\x18\r \x01(\x08R\x08deployed\x12\x16\n\x06copies\x18\x0e \x01(\rR\x06copies\x12)\n\x10under_replicated\x18\x0f \x01(\x08R\x0funderReplicated\x12\x18\n\x07revoked\x18\x10 \x01(\tR\x07revoked"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xa1\x07\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponse\x12T\n\x0bShowPackage\x12!.peat.agent.v1.ShowPackageRequest\x1a".peat.agent.v1.ShowPackageResponse\x12H\n\x07Explain\x12\x1d.peat.agent.v1.ExplainRequest\x1a\x1e.peat.agent.v1.ExplainResponse\x12Z\n\rRemovePackage\x12#.peat.agent.v1.RemovePackageRequest\x1a$.peat.agent.v1.RemovePackageResponse\x12Q\n\nPinPackage\x12 .peat.agent.v1.PinPackageRequest\x1a!.peat.agent.v1.PinPackageResponse\x12V\n\x0bVerifyStore\x12!.peat.agent.v1.VerifyStoreRequest\x1a".peat.agent.v1.VerifyStoreProgress0\x01\x12]\n\x0eCollectGarbage\x12$.peat.agent.v1.CollectGarbageRequest\x1a%.peat.agent.v1.CollectGarbageResponse\x12N\n\tStatStore\x12\x1f.peat.agent.v1.StatStoreRequest\x1a .peat.agent.v1.StatStoreResponseb\x06proto3',
+    b'\n\x19peat/agent/v1/agent.proto\x12\rpeat.agent.v1"\xc5\x01\n\x10BroadcastRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x14\n\x05group\x18\x04 \x01(\tR\x05group\x12\'\n\x10rate_bytes_per_s\x18\x05 \x01(\x04R\rrateBytesPerS\x12\x12\n\x04loss\x18\x06 \x01(\x01R\x04loss\x12\x1c\n\tinterface\x18\x07 \x01(\tR\tinterface"\x7f\n\x11BroadcastProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nsent_bytes\x18\x02 \x01(\x04R\tsentBytes\x12#\n\rpackage_bytes\x18\x03 \x01(\x04R\x0cpackageBytes\x12\x12\n\x04done\x18\x04 \x01(\x08R\x04done"V\n\x12ShowPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"\xf9\x02\n\x13ShowPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12U\n\x0bannotations\x18\x02 \x03(\x0b23.peat.agent.v1.ShowPackageResponse.AnnotationsEntryR\x0bannotations\x12.\n\x07entries\x18\x03 \x03(\x0b2\x14.peat.agent.v1.EntryR\x07entries\x12!\n\x0cunique_bytes\x18\x04 \x01(\x04R\x0buniqueBytes\x12.\n\x13average_chunk_bytes\x18\x05 \x01(\x04R\x11averageChunkBytes\x12\x16\n\x06pinned\x18\x06 \x01(\x08R\x06pinned\x1a>\n\x10AnnotationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x87\x01\n\x05Entry\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n\x06target\x18\x05 \x01(\tR\x06target\x12\x16\n\x06opened\x18\x06 \x03(\tR\x06opened"R\n\x0eExplainRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch"V\n\x0fExplainResponse\x12\x18\n\x07verdict\x18\x01 \x01(\tR\x07verdict\x12)\n\x05facts\x18\x02 \x03(\x0b2\x13.peat.agent.v1.FactR\x05facts"`\n\x04Fact\x12\x14\n\x05about\x18\x01 \x01(\tR\x05about\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x14\n\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text"n\n\x14RemovePackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x14\n\x05force\x18\x04 \x01(\x08R\x05force"j\n\x15RemovePackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package\x12\x1f\n\x0bfreed_bytes\x18\x02 \x01(\x04R\nfreedBytes"m\n\x11PinPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06pinned\x18\x04 \x01(\x08R\x06pinned"F\n\x12PinPackageResponse\x120\n\x07package\x18\x01 \x01(\x0b2\x16.peat.agent.v1.PackageR\x07package"\x14\n\x12VerifyStoreRequest"\xbe\x01\n\x13VerifyStoreProgress\x12\x1d\n\nbytes_done\x18\x01 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x02 \x01(\x04R\nbytesTotal\x12\x16\n\x06chunks\x18\x03 \x01(\rR\x06chunks\x12\x1d\n\nbad_chunks\x18\x04 \x01(\rR\tbadChunks\x12\x1c\n\trepairing\x18\x05 \x03(\tR\trepairing\x12\x12\n\x04done\x18\x06 \x01(\x08R\x04done"\x17\n\x15CollectGarbageRequest"^\n\x16CollectGarbageResponse\x12\x16\n\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x14\n\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n\x06strays\x18\x03 \x01(\rR\x06strays"\x12\n\x10StatStoreRequest"\x88\x02\n\x11StatStoreResponse\x12\x1a\n\x08packages\x18\x01 \x01(\rR\x08packages\x12\x16\n\x06chunks\x18\x02 \x01(\rR\x06chunks\x12\x1f\n\x0bchunk_bytes\x18\x03 \x01(\x04R\nchunkBytes\x12!\n\x0cloose_chunks\x18\x04 \x01(\rR\x0blooseChunks\x12\x1f\n\x0bloose_bytes\x18\x05 \x01(\x04R\nlooseBytes\x12\x1d\n\nfree_bytes\x18\x06 \x01(\x04R\tfreeBytes\x12\'\n\x0fdelivered_bytes\x18\x07 \x01(\x04R\x0edeliveredBytes\x12\x12\n\x04path\x18\x08 \x01(\tR\x04path"\x82\x01\n\x0ePublishRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x04 \x01(\tR\x04arch\x12\x1a\n\x08priority\x18\x05 \x01(\tR\x08priority"\x91\x01\n\x0fPublishProgress\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n\nbytes_done\x18\x02 \x01(\x04R\tbytesDone\x12\x1f\n\x0bbytes_total\x18\x03 \x01(\x04R\nbytesTotal\x12*\n\x04done\x18\x04 \x01(\x0b2\x16.peat.agent.v1.PackageR\x04done"\x85\x01\n\x0bPullRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12 \n\x0bdestination\x18\x04 \x01(\tR\x0bdestination\x12\x12\n\x04wait\x18\x05 \x01(\x08R\x04wait"\xc1\x03\n\x07Package\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1f\n\x0btotal_bytes\x18\x05 \x01(\x04R\ntotalBytes\x12\x14\n\x05files\x18\x06 \x01(\rR\x05files\x12\x16\n\x06chunks\x18\x07 \x01(\rR\x06chunks\x12\x1c\n\tpublisher\x18\x08 \x01(\tR\tpublisher\x12!\n\x0cpublished_at\x18\t \x01(\x04R\x0bpublishedAt\x12\x18\n\x07holders\x18\n \x03(\tR\x07holders\x12\x1d\n\nheld_bytes\x18\x0b \x01(\x04R\theldBytes\x12\x1a\n\x08manifest\x18\x0c \x01(\tR\x08manifest\x12\x1a\n\x08deployed\x18\r \x01(\x08R\x08deployed\x12\x16\n\x06copies\x18\x0e \x01(\rR\x06copies\x12)\n\x10under_replicated\x18\x0f \x01(\x08R\x0funderReplicated\x12\x18\n\x07revoked\x18\x10 \x01(\tR\x07revoked"\x9f\x01\n\x0bSourceBytes\x12\x19\n\x08agent_id\x18\x01 \x01(\tR\x07agentId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x14\n\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\'\n\x10rate_bytes_per_s\x18\x04 \x01(\x01R\rrateBytesPerS\x12\x1c\n\tconnected\x18\x05 \x01(\x08R\tconnected"\xec\x03\n\x08Transfer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n\x06digest\x18\x04 \x01(\tR\x06digest\x12\x14\n\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0btotal_bytes\x18\x07 \x01(\x04R\ntotalBytes\x12%\n\x0everified_bytes\x18\x08 \x01(\x04R\rverifiedBytes\x12%\n\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12!\n\x0cwasted_bytes\x18\n \x01(\x04R\x0bwastedBytes\x12\'\n\x10rate_bytes_per_s\x18\x0b \x01(\x01R\rrateBytesPerS\x12\x13\n\x05eta_s\x18\x0c \x01(\x01R\x04etaS\x124\n\x07sources\x18\r \x03(\x0b2\x1a.peat.agent.v1.SourceBytesR\x07sources\x12\x1b\n\telapsed_s\x18\x0e \x01(\x01R\x08elapsedS\x12\x12\n\x04path\x18\x0f \x01(\tR\x04path\x12!\n\x0creused_bytes\x18\x10 \x01(\x04R\x0breusedBytes"\x16\n\x14ListTransfersRequest"N\n\x15ListTransfersResponse\x125\n\ttransfers\x18\x01 \x03(\x0b2\x17.peat.agent.v1.TransferR\ttransfers"\x15\n\x13ListPackagesRequest"J\n\x14ListPackagesResponse\x122\n\x08packages\x18\x01 \x03(\x0b2\x16.peat.agent.v1.PackageR\x08packages2\xf3\x07\n\tPeatAgent\x12J\n\x07Publish\x12\x1d.peat.agent.v1.PublishRequest\x1a\x1e.peat.agent.v1.PublishProgress0\x01\x12=\n\x04Pull\x12\x1a.peat.agent.v1.PullRequest\x1a\x17.peat.agent.v1.Transfer0\x01\x12Z\n\rListTransfers\x12#.peat.agent.v1.ListTransfersRequest\x1a$.peat.agent.v1.ListTransfersResponse\x12W\n\x0cListPackages\x12".peat.agent.v1.ListPackagesRequest\x1a#.peat.agent.v1.ListPackagesResponse\x12T\n\x0bShowPackage\x12!.peat.agent.v1.ShowPackageRequest\x1a".peat.agent.v1.ShowPackageResponse\x12H\n\x07Explain\x12\x1d.peat.agent.v1.ExplainRequest\x1a\x1e.peat.agent.v1.ExplainResponse\x12Z\n\rRemovePackage\x12#.peat.agent.v1.RemovePackageRequest\x1a$.peat.agent.v1.RemovePackageResponse\x12Q\n\nPinPackage\x12 .peat.agent.v1.PinPackageRequest\x1a!.peat.agent.v1.PinPackageResponse\x12V\n\x0bVerifyStore\x12!.peat.agent.v1.VerifyStoreRequest\x1a".peat.agent.v1.VerifyStoreProgress0\x01\x12]\n\x0eCollectGarbage\x12$.peat.agent.v1.CollectGarbageRequest\x1a%.peat.agent.v1.CollectGarbageResponse\x12N\n\tStatStore\x12\x1f.peat.agent.v1.StatStoreRequest\x1a .peat.agent.v1.StatStoreResponse\x12P\n\tBroadcast\x12\x1f.peat.agent.v1.BroadcastRequest\x1a .peat.agent.v1.BroadcastProgress0\x01b\x06proto3',
     [],
     {
+        "BroadcastRequest": BroadcastRequest,
+        "BroadcastProgress": BroadcastProgress,
         "ShowPackageRequest": ShowPackageRequest,
         "ShowPackageResponse": ShowPackageResponse,
         "Entry": Entry,
