@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from peat_p2p.cli.connect import Place, json_option, place_options, run
-from peat_p2p.cli.output import duration, print_json, print_table
+from peat_p2p.cli.output import duration, plain, print_json, print_table
 from peat_p2p.fleet.holdings import Deployment, Holding
 from peat_p2p.fleet.view import AgentState
 
@@ -15,6 +17,8 @@ from peat_p2p.fleet.view import AgentState
 @place_options
 def fleet(as_json: bool, place: Place) -> None:
     """List the agents of the fleet as this node's sidecar knows them, with what they hold and run.
+
+    Below the table stand those who are said to have sent bytes that did not verify; they are asked last.
 
     \b
     peat fleet
@@ -27,8 +31,9 @@ def fleet(as_json: bool, place: Place) -> None:
     runs: dict[str, list[Deployment]] = {}
     for deployment in deployments:
         runs.setdefault(deployment.agent_id, []).append(deployment)
+    accused = accusers(agents)
     if as_json:
-        print_json([agent_json(a, held.get(a.agent_id, []), runs.get(a.agent_id, [])) for a in agents])
+        print_json([agent_json(a, held.get(a.agent_id, []), runs.get(a.agent_id, []), accused) for a in agents])
         return
     print_table(
         ("AGENT", "SITE", "STATE", "SEEN", "ARCH", "VERSION", "HOLDS", "RUNS"),
@@ -47,6 +52,17 @@ def fleet(as_json: bool, place: Place) -> None:
         ),
         empty="no agent has sent a heartbeat yet",
     )
+    for suspect, by in sorted(accused.items()):
+        click.echo(plain(f"suspect: {suspect} sent bytes that did not verify, says {', '.join(by)}"))
+
+
+def accusers(agents: list[AgentState]) -> dict[str, list[str]]:
+    """Who is said to have sent bytes that did not verify, and by whom."""
+    found: dict[str, list[str]] = {}
+    for agent in agents:
+        for suspect in agent.heartbeat.suspects:
+            found.setdefault(suspect, []).append(agent.agent_id)
+    return found
 
 
 def _holds(holdings: list[Holding]) -> str:
@@ -60,7 +76,9 @@ async def _fleet(place: Place) -> tuple[list[AgentState], list[Holding], list[De
         return await sidecar.fleet(), await sidecar.holdings(), await sidecar.deployments()
 
 
-def agent_json(agent: AgentState, holdings: list[Holding], deployments: list[Deployment]) -> dict[str, object]:
+def agent_json(
+    agent: AgentState, holdings: list[Holding], deployments: list[Deployment], accused: Mapping[str, list[str]]
+) -> dict[str, object]:
     """An agent for programs."""
     beat = agent.heartbeat
     return {
@@ -73,6 +91,8 @@ def agent_json(agent: AgentState, holdings: list[Holding], deployments: list[Dep
         "version": beat.version,
         "endpoint_id": beat.endpoint_id,
         "labels": dict(beat.labels),
+        "suspects": list(beat.suspects),
+        "suspected_by": accused.get(beat.agent_id, []),
         "swarm": list(beat.swarm),
         "metadata": list(beat.metadata),
         "holdings": [

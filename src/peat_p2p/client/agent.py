@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
-from peat_p2p.client.calls import DEFAULT_TIMEOUT
-from peat_p2p.client.channel import Channel
+from peat_p2p.client.channel import DEFAULT_TIMEOUT, ChannelClient
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 from peat_p2p.wire.gen.peat.agent.v1.agent_connect import PeatAgentClient
 
 T = TypeVar("T")
 
 
-class AgentClient:
-    """The calls of one agent. Use as an async context manager; every call raises PeatError.
+class AgentClient(ChannelClient):
+    """The calls of one agent; publishing and pulling take as long as they take."""
 
-    `timeout` bounds the calls that answer at once; publishing and pulling take as long as they take.
-    """
+    _WHAT = "agent"
 
     def __init__(
         self,
@@ -33,18 +30,8 @@ class AgentClient:
         tls: ssl.SSLContext | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self.address = address
-        self._channel = Channel("agent", address, token=token, tls=tls, timeout=timeout)
+        super().__init__(address, token=token, tls=tls, timeout=timeout)
         self._agent = self._channel.client(PeatAgentClient)
-
-    async def __aenter__(self) -> Self:
-        await self._channel.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._channel.__aexit__(kind, error, trace)
 
     async def call(self, call: Callable[[PeatAgentClient], Awaitable[T]], *, changes: bool = True) -> T:
         """Make any unary call: `call` is given the generated client. One that `changes` nothing may be made again."""

@@ -10,12 +10,12 @@ import json
 import ssl
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from protobuf import Message
 
-from peat_p2p.client.channel import Channel
+from peat_p2p.client.channel import DEFAULT_TIMEOUT, ChannelClient
 from peat_p2p.client.model import (
     Cell,
     Link,
@@ -37,15 +37,11 @@ JsonObject = Mapping[str, object]
 V = TypeVar("V")
 M = TypeVar("M", bound=Message[Any])
 
-DEFAULT_TIMEOUT = 10.0
 
+class SidecarCalls(ChannelClient):
+    """The calls of one sidecar."""
 
-class SidecarCalls:
-    """The calls of one sidecar. Use as an async context manager; every call raises PeatError.
-
-    `address` is `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`. `token` is the bearer token of a sidecar
-    that listens beyond its machine, `tls` the context for https. No call takes longer than `timeout` seconds.
-    """
+    _WHAT = "sidecar"
 
     def __init__(
         self,
@@ -55,19 +51,9 @@ class SidecarCalls:
         tls: ssl.SSLContext | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self.address = address
-        self._channel = Channel("sidecar", address, token=token, tls=tls, timeout=timeout)
+        super().__init__(address, token=token, tls=tls, timeout=timeout)
         self._sidecar = self._channel.client(PeatSidecarClient)
         self._node = self._channel.client(PeatNodeClient)
-
-    async def __aenter__(self) -> Self:
-        await self._channel.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._channel.__aexit__(kind, error, trace)
 
     async def get_status(self) -> Status:
         """Who the sidecar is and how it does."""

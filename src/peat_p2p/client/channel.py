@@ -24,6 +24,7 @@ from peat_p2p.wire.transport import AiohttpTransport
 T = TypeVar("T")
 C = TypeVar("C", bound=ConnectClient)
 
+DEFAULT_TIMEOUT = 10.0
 ATTEMPTS = 3
 FIRST_DELAY = 0.1
 
@@ -108,3 +109,33 @@ class Channel:
 
     def _late(self) -> UnavailableError:
         return UnavailableError(f"{self.where} did not answer within {self._timeout:g} s")
+
+
+class ChannelClient:
+    """What the clients of one server have alike. Use as an async context manager; every call raises PeatError.
+
+    `address` is `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`. `token` is the bearer token of a server
+    that asks for one, `tls` the context for https. No call that answers at once takes longer than `timeout` seconds.
+    """
+
+    _WHAT = "server"
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self.address = address
+        self._channel = Channel(self._WHAT, address, token=token, tls=tls, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        await self._channel.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.__aexit__(kind, error, trace)

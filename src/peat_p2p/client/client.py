@@ -15,7 +15,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from peat_p2p.client.calls import DEFAULT_TIMEOUT, SidecarCalls, parse_document
+from peat_p2p.client.calls import SidecarCalls, parse_document
+from peat_p2p.client.channel import DEFAULT_TIMEOUT
 from peat_p2p.client.model import Deleted, Event, SnapshotComplete, Upserted
 from peat_p2p.client.queries import to_proto
 from peat_p2p.client.subscription import follow, read_once

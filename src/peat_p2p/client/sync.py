@@ -14,7 +14,8 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from peat_p2p.client.calls import DEFAULT_TIMEOUT, JsonObject
+from peat_p2p.client.calls import JsonObject
+from peat_p2p.client.channel import DEFAULT_TIMEOUT
 from peat_p2p.client.client import SidecarClient
 from peat_p2p.client.model import Cell, Event, Link, NodeInfo, Peer, Platform, Status, SyncStats, Track
 from peat_p2p.core.errors import UnavailableError

@@ -18,7 +18,10 @@ DEFAULT_INTERVAL_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """An agent as it last described itself. `swarm` and `metadata` are where others fetch from it, as `HOST:PORT`."""
+    """An agent as it last described itself. `swarm` and `metadata` are where others fetch from it, as `HOST:PORT`.
+
+    `suspects` are agents that sent it bytes which did not verify.
+    """
 
     agent_id: str
     last_seen: int = 0
@@ -38,6 +41,7 @@ class Heartbeat:
     metadata: tuple[str, ...] = ()
     heartbeat_interval_s: float = DEFAULT_INTERVAL_S
     workloads: tuple[Mapping[str, object], ...] = ()
+    suspects: tuple[str, ...] = ()
 
     @classmethod
     def from_document(cls, doc_id: str, document: Fields | str) -> Heartbeat:
@@ -65,10 +69,14 @@ class Heartbeat:
             metadata=texts(places, "metadata"),
             heartbeat_interval_s=interval if interval > 0 else DEFAULT_INTERVAL_S,
             workloads=tuple(w for w in workloads if isinstance(w, Mapping)) if isinstance(workloads, list) else (),
+            suspects=texts(fields, "suspects"),
         )
 
     def to_fields(self) -> dict[str, object]:
-        """The document's fields. Empty ones are among them: a value that went away must overwrite the old one."""
+        """The document's fields. Empty ones are among them: a value that went away must overwrite the old one.
+
+        But for the suspects, which hardly any agent ever has.
+        """
         return {
             "agent_id": self.agent_id,
             "last_seen": self.last_seen,
@@ -87,6 +95,7 @@ class Heartbeat:
             "swarm": {"swarm": list(self.swarm), "metadata": list(self.metadata)},
             "heartbeat_interval_s": self.heartbeat_interval_s,
             "workloads": [dict(workload) for workload in self.workloads],
+            **({"suspects": list(self.suspects)} if self.suspects else {}),
         }
 
 
