@@ -7,6 +7,8 @@ seconds     from the user's command to the last byte verified (SHA-256 of the wh
 fill        package bits / (seconds x rate x (1 - loss)): 1 is a link that never idled and carried nothing else
 link_ratio  bytes that the link carried, both ways, / package bytes; of a site of three, one package is the least
 waste       bytes delivered towards the site beyond the package / package: protocol, repeats, what others fetched too
+refetched   the same without 40 bytes of headers a packet: what came again, and the tool's own framing
+windows     of a schedule: how many times the link was up until the package was there
 cpu         processor seconds of the tool at both ends per GB
 ping_rise   median and 95th percentile of a foreground ping during the transfer above its idle median, ms
 """
@@ -23,7 +25,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ from bench.net import Network, pair
 from bench.net.profiles import PROFILES
 from bench.net.selftest import selftest
 from bench.net.shape import Outage
+from bench.net.state import start_time
 from bench.net.topology import Topology
 from bench.result import Bench, Run, Scenario
 from bench.rivals import RIVALS, Place, Rival, RivalError
@@ -46,14 +49,25 @@ FILL_BARS = {"lte": 0.85, "leo": 0.85, "geo": 0.85, "lossy-geo": 0.85, "manet": 
 PING_BARS = {"geo": 150.0, "lte": 150.0}
 WASTE_BAR = 0.02
 OURS = "peat"
-SIDE_BY_SIDE_RATE = 20e6
+# Links at these rates need no processor, whatever the tool; where a tool fills a faster one it has the machine alone.
+SLOW = ("geo", "lossy-geo", "manet", "radio", "ship", "window")
+BUSY_TOOLS = {"lte": (OURS, "curl+bearer"), "leo": (OURS, "curl+bearer", "aria2", "iroh")}
+SPLITS_AT_ONCE = 3
+EXTRA = ("curl+bearer",)  # shows a part of ours; only when asked for
 MIB = 1 << 20
+HEADERS = 40
+# Nobody waits longer than this for a tool: what it had by then is its share, and the cell is marked.
+PATIENCE = 2.5
+SCRATCH = "peat-bench-links-"
+# Run once more alone after the company has gone: does running side by side change what is measured?
+ALONE = (("geo", OURS), ("geo", "aria2"), ("lte", "aria2"))
 FIGURES = (
     "seconds",
     "share",
     "fill",
     "link_ratio",
     "waste",
+    "refetched",
     "cpu_per_gb",
     "ping_rise_ms",
     "ping_rise_p95_ms",
@@ -92,6 +106,7 @@ class Outcome:
     link_ratio: float
     waste: float
     cpu_per_gb: float
+    refetched: float | None = None
     ping_idle_ms: float | None = None
     ping_rise_ms: float | None = None
     ping_rise_p95_ms: float | None = None
@@ -157,7 +172,7 @@ class _Pinger:
 
 def measure(case: Case, package: Path, digest: str, rivals: dict[str, type[Rival]]) -> Outcome:
     """One run of one tool in a network of its own."""
-    root = Path(tempfile.mkdtemp(prefix=f"bench-{case.profile}-{case.tool}-"))
+    root = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-{case.profile}-{case.tool}-"))
     try:
         with Network(case.topology) as net:
             wanting = tuple(host.name for host in case.topology.hosts[1:])
@@ -202,6 +217,7 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
     pings = pinger.finish(began_wall) if pinger else (None, None, None)
     ways = net.stats()["links"]["link"]
     delivered = ways["near>far"]["delivered_bytes"]
+    payload = delivered - HEADERS * ways["near>far"]["delivered_packets"]
     carried = sum(way["sent_bytes"] for way in ways.values())
     share = 1.0 if seconds is not None else min(0.999, delivered * 0.95 / case.size / case.agents)
     period = case.schedule.up + case.schedule.down if case.schedule else None
@@ -211,6 +227,7 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
         fill=case.size * share * 8 / (elapsed * down.rate * (1 - down.mean_loss)),
         link_ratio=carried / case.size,
         waste=(delivered - case.size * share) / case.size,
+        refetched=max(0.0, payload - case.size * share) / case.size,
         cpu_per_gb=cpu / (case.size * share * case.agents / 1e9) if share else 0.0,
         ping_idle_ms=pings[0],
         ping_rise_ms=pings[1],
@@ -219,6 +236,14 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
         error=error,
         notes=tool.notes(),
     )
+
+
+def _tidy() -> None:
+    """Remove the folders of runs that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if owner.isdigit() and start_time(int(owner)) is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -240,17 +265,7 @@ def _row(case: Case, outcomes: Sequence[Outcome], settings: str, version: str) -
         "settings": settings,
         "version": version,
     }
-    for name in (
-        "seconds",
-        "share",
-        "fill",
-        "link_ratio",
-        "waste",
-        "cpu_per_gb",
-        "ping_rise_ms",
-        "ping_rise_p95_ms",
-        "windows",
-    ):
+    for name in FIGURES:
         values = [value for one in outcomes if (value := getattr(one, name)) is not None]
         row[name] = statistics.median(values) if values else None
         row[f"{name}_spread"] = [min(values), max(values)] if values else None
@@ -265,7 +280,7 @@ def _cases(run: Run, agents: int, tools: Iterable[str]) -> list[Case]:
         size = package_size(profile, run.quick)
         ideal = ideal_seconds(profile, size)
         schedule = SCHEDULES.get(profile)
-        limit = ideal + 2 * (schedule.up + schedule.down) if schedule else ideal * (4 if run.quick else 5) + 20
+        limit = ideal + 2 * (schedule.up + schedule.down) if schedule else ideal * PATIENCE + 20
         cases += [
             Case(profile, tool, agents, run.options.congestion, size, limit * agents**0.5, schedule) for tool in tools
         ]
@@ -274,9 +289,10 @@ def _cases(run: Run, agents: int, tools: Iterable[str]) -> list[Case]:
 
 def _table(run: Run, agents: int) -> None:
     rivals = dict(RIVALS)
-    tools = [name for name in (run.options.tool or rivals) if not rivals[name].missing()]
-    for name in rivals:
-        if name not in tools and not run.options.tool:
+    wanted = run.options.tool or [name for name in rivals if name not in EXTRA]
+    tools = [name for name in wanted if not rivals[name].missing()]
+    for name in wanted:
+        if name not in tools:
             run.note(f"{name} is not installed ({', '.join(rivals[name].missing())}): run make bench-deps")
     runs = run.options.runs or (1 if run.quick else 3)
     cases = _cases(run, agents, tools)
@@ -285,10 +301,13 @@ def _table(run: Run, agents: int) -> None:
         run.record("calibration", selftest(seconds=1.0 if run.quick else 3.0, say=run.say))
     versions = {name: rivals[name].version() for name in tools}
     packages: dict[int, tuple[Path, str]] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-package-") as folder:
+    _tidy()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-package-") as folder:
         for size in sorted({case.size for case in cases}):
             path = Path(folder) / f"package-{size}.bin"
-            path.write_bytes(run.random.randbytes(size))
+            with path.open("wb") as file:
+                for start in range(0, size, MIB):
+                    file.write(run.random.randbytes(min(MIB, size - start)))
             packages[size] = (path, _sha256(path))
         found: dict[Case, list[Outcome]] = {case: [] for case in cases}
 
@@ -307,16 +326,51 @@ def _table(run: Run, agents: int) -> None:
                 + (f"  {outcome.error}" if outcome.error else "")
             )
 
-        # Slow links need no processor: many networks side by side do not disturb each other. Fast ones go alone.
-        slow = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate <= SIDE_BY_SIDE_RATE]
-        fast = [case for _ in range(runs) for case in cases if PROFILES[case.profile].down.rate > SIDE_BY_SIDE_RATE]
-        with ThreadPoolExecutor(max_workers=max(1, run.options.jobs)) as pool:
-            list(pool.map(one, slow))
-        for case in fast:
-            one(case)
+        every = [case for _ in range(runs) for case in sorted(cases, key=lambda case: -case.deadline)]
+        slow = [case for case in every if _company(case) == "slow"]
+        for width, among in ((run.options.jobs, slow), (SPLITS_AT_ONCE, [c for c in every if _company(c) == "split"])):
+            with ThreadPoolExecutor(max_workers=max(1, min(width, run.options.jobs))) as pool:
+                list(pool.map(one, among))
+        for case in every:
+            if _company(case) == "alone":
+                one(case)
+        if run.options.jobs > 1 and len(slow) > 1:
+            _check_company(run, found, lambda case: measure(case, *packages[case.size], rivals))
     rows = [_row(case, found[case], rivals[case.tool].settings, versions[case.tool]) for case in cases]
     run.record("rows", rows)
     _bars(run, rows)
+
+
+def _company(case: Case) -> str:
+    """What a cell may run beside: other slow ones, a few that are mostly waiting for the link, or nothing."""
+    if case.profile in SLOW or (case.profile in BUSY_TOOLS and case.tool not in BUSY_TOOLS[case.profile]):
+        return "slow"
+    return "split" if case.profile == "split" and case.tool not in (OURS, *EXTRA) else "alone"
+
+
+def _check_company(run: Run, found: dict[Case, list[Outcome]], alone: Callable[[Case], Outcome]) -> None:
+    """Repeat a cell or two with nothing beside them and write down how far that is from what they had in company."""
+    rows = []
+    for case, outcomes in found.items():
+        if (case.profile, case.tool) not in ALONE:
+            continue
+        company = [one.fill for one in outcomes]
+        fill = alone(case).fill
+        middle = statistics.median(company)
+        rows.append(
+            {
+                "profile": case.profile,
+                "tool": case.tool,
+                "fill_alone": fill,
+                "fill_in_company": middle,
+                "fill_in_company_spread": [min(company), max(company)],
+                "company / alone": middle / fill if fill else None,
+            }
+        )
+        run.note(
+            f"{case.profile}, {case.tool}: fill {fill:.3f} alone, {middle:.3f} with {run.options.jobs} side by side"
+        )
+    run.record("side_by_side_check", rows)
 
 
 def _bars(run: Run, rows: Sequence[dict[str, Any]]) -> None:
@@ -332,11 +386,22 @@ def _bars(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             run.at_most(f"ping rise, {where}", ours["ping_rise_ms"], PING_BARS[profile], "ms")
         if profile in SCHEDULED:
             run.at_least(f"completed, {where}", ours["completed"], len(ours["runs"]))
+            run.at_most(f"refetched by the agents' account / package, {where}", _own_waste(ours), WASTE_BAR)
         others = [row for name, row in here.items() if name != OURS]
         if others:
             best = max(others, key=lambda row: row["fill"] or 0.0)
             ratio = ours["fill"] / best["fill"] if best["fill"] else None
             run.at_least(f"beats {best['tool']}, {where}", ratio, 1.0, "x")
+
+
+def _own_waste(row: dict[str, Any]) -> float | None:
+    """The worst share of bytes that an agent says it fetched in vain; None unless every run of every agent says it."""
+    said = [
+        one.get("wasted_bytes") if isinstance(one, dict) else None for r in row["runs"] for one in r["notes"].values()
+    ]
+    if len(said) < len(row["runs"]) * row["agents"] or any(one is None for one in said):
+        return None
+    return max(float(one) for one in said if one is not None) / float(row["bytes"])
 
 
 def one_agent(run: Run) -> None:
@@ -354,7 +419,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tool", action="append", choices=list(RIVALS), help="this tool alone; repeatable")
     parser.add_argument("--runs", type=int, help="runs of each cell (default 3, 1 when quick)")
     parser.add_argument("--congestion", choices=["cubic", "bbr", "reno"], default="cubic", help="of every host")
-    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="networks at once, slow links only")
+    parser.add_argument(
+        "--jobs", type=int, default=20 * (os.cpu_count() or 1), help="networks at once, slow links only"
+    )
     parser.add_argument("--no-calibration", action="store_true", help="do not measure the emulator first")
 
 

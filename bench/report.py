@@ -120,7 +120,18 @@ def schedules(table: Table) -> list[list[str]]:
 
 def details(table: Table) -> list[list[str]]:
     """Every column of every cell."""
-    head = ["link", "tool", "MB", "runs done", "seconds", "fill", "link bytes / package", "waste", "CPU s / GB"]
+    head = [
+        "link",
+        "tool",
+        "MB",
+        "runs done",
+        "seconds",
+        "fill",
+        "link bytes / package",
+        "waste",
+        "refetched",
+        "CPU s / GB",
+    ]
     rows = [[*head, "ping rise ms, median / p95"]]
     for profile in table.profiles:
         for tool in table.tools:
@@ -129,7 +140,11 @@ def details(table: Table) -> list[list[str]]:
                 continue
             done = f"{row['completed']}/{len(row['runs'])}"
             figures = [_spread(row, "seconds", ".1f"), _spread(row, "fill", ".2f"), _figure(row["link_ratio"], ".2f")]
-            figures += [_figure(row["waste"], ".3f"), _figure(row["cpu_per_gb"], ".0f")]
+            figures += [
+                _figure(row["waste"], ".3f"),
+                _figure(row.get("refetched"), ".3f"),
+                _figure(row["cpu_per_gb"], ".0f"),
+            ]
             pings = f"{_figure(row['ping_rise_ms'], '.0f')} / {_figure(row['ping_rise_p95_ms'], '.0f')}"
             rows.append([profile, tool, f"{row['bytes'] / 1e6:.1f}", done, *figures, pings])
     return rows
