@@ -184,7 +184,7 @@ class MetadataClient:
         routes: Routes | None = None,
         *,
         idle_timeout: float = 30.0,
-        connect_timeout: float = 8.0,
+        connect_timeout: float = 5.0,
     ) -> None:
         self._routes = routes or Routes()
         self._credentials = credentials

@@ -45,6 +45,15 @@ class Routes:
             return False
         return self._paths.far(peer.metadata)
 
+    def ring(self, peer: PeerCandidate) -> None:
+        """Have a peer that does not answer asked by UDP, every few seconds, whether it is there again."""
+        if self._bearers is not None and peer.metadata is not None:
+            self._bearers.ring(peer.metadata)
+
+    def heard_since(self, peer: PeerCandidate, when: float) -> bool:
+        """Whether a peer gave a sign of life by UDP after a moment of the loop's clock."""
+        return self._bearers is not None and peer.metadata is not None and self._bearers.heard(peer.metadata) > when
+
     def round_trip(self, peer: PeerCandidate) -> float:
         """Seconds to a peer and back by the bearer; 0 when that is not known."""
         shown = self._bearers.reading(peer.metadata) if self._bearers is not None and peer.metadata else None

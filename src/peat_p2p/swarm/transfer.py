@@ -26,6 +26,7 @@ from peat_p2p.swarm.ledger import Ledger, SourceBytes
 from peat_p2p.swarm.metadata import NotHeldError, Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
 from peat_p2p.swarm.plan import Decision, whom_to_ask
+from peat_p2p.swarm.revival import Revival
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
 from peat_p2p.swarm.steering import Steering
@@ -80,6 +81,7 @@ class Transfer:
         self._dialer: Dialer | None = None
         self._feeds: Feeds | None = None
         self._evidence = Blame(around, self._blame)
+        self._revival = Revival(around.book, around.routes)
         self._unsaved = ""
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
@@ -238,6 +240,7 @@ class Transfer:
                 continue
             candidates = self._candidates()
             now = around.clock.monotonic()
+            silent = self._revival.look(candidates, now)
             asked = whom_to_ask(candidates, around.endpoint_id, around.site, self.manifest_digest, now - begun)
             for peer in around.book.due(asked, now):
                 parsed = await self._ask(peer, partial)
@@ -245,7 +248,7 @@ class Transfer:
                     return parsed
             self._set(TransferState.WAITING, self._why_waiting(candidates))
             wait = around.book.next_due(asked, around.clock.monotonic())
-            await self._pause(TICK_S if len(asked) < len(candidates) else wait)
+            await self._pause(TICK_S if silent or len(asked) < len(candidates) else wait)
 
     async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
         around = self._around
@@ -352,6 +355,7 @@ class Transfer:
                     return False
             held = around.hold(self)
             candidates = self._evidence.honest(self._candidates())
+            self._revival.look(candidates, around.clock.monotonic())
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
             fed = feeds.steer(steering.decision, candidates, to_dial)
             if self._dialer is not None:

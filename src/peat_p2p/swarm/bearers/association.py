@@ -130,6 +130,11 @@ class Association:
         self._turn.append(stream.number)
         return stream
 
+    @property
+    def asking(self) -> bool:
+        """Whether something is unanswered, so that silence is being asked about anyway."""
+        return bool(self._flight or self._others)
+
     def ping(self) -> None:
         """Ask for a sign of life."""
         self._others.append(PingFrame())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 from collections import deque
@@ -77,6 +78,20 @@ class Bearers:
         host, port = server.sockets[0].getsockname()[:2]
         local = self._ports[peer, service] = HostPort(host, port)
         return local
+
+    def ring(self, peer: HostPort) -> None:
+        """Ask the bearers at `peer` (an IP address) for a sign of life until they give one."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(peer.host)  # names are resolved by whoever connects
+            link = self._endpoint.link_to(peer)
+            if not link.association.asking:
+                link.association.ping()
+                self._endpoint.flush(link)
+
+    def heard(self, peer: HostPort) -> float:
+        """When something came from the bearers at `peer`, by the loop's clock; minus infinity if nothing ever did."""
+        link = self._endpoint.known(peer)
+        return link.association.last_heard if link is not None and link.association.heard else float("-inf")
 
     def reading(self, peer: HostPort) -> Reading | None:
         """What the link to a peer has shown, or None when nothing has come back yet."""
