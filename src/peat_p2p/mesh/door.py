@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock
-from peat_p2p.core.errors import PeatError
+from peat_p2p.core.errors import PeatError, UntrustedError
 from peat_p2p.mesh.frames import Goodbye, Reason, encode_frame
 from peat_p2p.mesh.tls import RefusedError, TlsStream, contexts
 from peat_p2p.mesh.types import MeshConfig
@@ -24,6 +24,10 @@ from peat_p2p.trust.identity import Identity
 from peat_p2p.trust.revocation import RevocationSet
 
 _LOG = logging.getLogger(__name__)
+
+
+class NoRoleError(UntrustedError):
+    """The certificate is of the formation and gives its node nothing to do there."""
 
 
 class Door:
@@ -80,7 +84,9 @@ class Door:
             return stream, await self._greet(stream)
         except (TimeoutError, OSError, PeatError) as error:
             _LOG.info("refused a connection from %s: %s", writer.get_extra_info("peername"), error)
-            if isinstance(error, RevokedError):  # TLS was content with it: so tell the other side in our own words
+            if isinstance(
+                error, RevokedError | NoRoleError
+            ):  # TLS was content with it: so tell the other side in our own words
                 stream.send(encode_frame(Goodbye(Reason.REFUSED, str(error))))
             # closing at once could destroy the alert that tells the other side why
             await stream.close()
@@ -99,4 +105,6 @@ class Door:
             await stream.handshake()
         identity = peer_identity(stream.ssl_object, self._anchor, self._clock.wall())
         self._revoked().check_identity(identity)
+        if not identity.roles:
+            raise NoRoleError(f"the certificate of {identity.node_id} gives it no role in the formation")
         return identity

@@ -20,6 +20,7 @@ from peat_p2p.mesh.summary import Repair, fingerprint_of
 _SWEEP = 8192
 _MAX_REFS = 65536
 _SHARE = 0.05
+_TURN = 1024
 _NEVER = float("-inf")
 
 
@@ -109,15 +110,15 @@ class Outbox:
             return _NEVER
         return lane.sent_at + self._linger.seconds[lane.klass]
 
-    def choose(self, now: float, batch: int) -> Lane | None:
-        """Whose turn it is, if any lane is due and has lingered."""
+    def choose(self, now: float, batch: int) -> tuple[Lane, int] | None:
+        """Whose turn it is, if any lane is due and has lingered, and how many of `batch` bytes it may send."""
         ready = [lane for lane in self.lanes if self.due(lane) and self.ready_at(lane) <= now]
         if not ready:
             return None
         for lane in ready[1:]:
-            if lane.owed >= batch:
-                return lane
-        return ready[0]
+            if lane.owed >= min(batch, _TURN):
+                return lane, min(batch, int(lane.owed))
+        return ready[0], batch
 
     def build(self, lane: Lane, limit: int, now: float, *, may_reset: bool) -> Batch | None:
         """The next batch of the lane, about `limit` bytes; None if the peer turns out to have it all."""

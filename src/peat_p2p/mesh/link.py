@@ -37,7 +37,7 @@ from peat_p2p.mesh.frames import (
     encode_frame,
 )
 from peat_p2p.mesh.lanes import Lane, Linger, Outbox
-from peat_p2p.mesh.pace import Pacer
+from peat_p2p.mesh.pace import Pacer, Patience
 from peat_p2p.mesh.ports import Key, Store, Update
 from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree, fingerprint_of
 
@@ -47,6 +47,10 @@ DEAD_AFTER = 13.0
 _HEADS_EVERY = 5.0
 _MAX_KEYS = 65536
 _MAX_RESENDS = 4
+_MAX_OWED = 65536
+# An honest node compares four trees with at most 70 questions each; what else it says follows what is sent to it.
+_QUESTIONS = (1024.0, 16.0)
+_FRAMES = (20_000.0, 2_000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class LinkCore:
         self._arrived = now
         self._pinged = now
         self._nonce = 0
+        self._asked_at: float | None = now
         self._heads_at = now
         self._flying: dict[int, tuple[Lane, int | None]] = {}
         self._keys: list[Key | int] = []
@@ -100,6 +105,8 @@ class LinkCore:
         self._owed: list[set[Key | int]] = [set() for _ in CLASSES]
         self._reached = [-1 for _ in CLASSES]
         self._whole: set[int] = set()
+        self._questions = Patience(*_QUESTIONS, now)
+        self._frames = Patience(*_FRAMES, now)
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -192,6 +199,8 @@ class LinkCore:
     # -- what comes in -----------------------------------------------------------------------------------------------
 
     def _handle(self, frame: Frame, now: float) -> None:
+        if not self._frames.take(now) or (isinstance(frame, Want | Ping | Purged) and not self._questions.take(now)):
+            raise FrameError("more frames than an honest node sends")
         if self.peer is None:
             if isinstance(frame, Goodbye):
                 self._end(frame.reason, frame.detail)
@@ -212,6 +221,10 @@ class LinkCore:
                 self._move_heads(frame.heads)
                 self._send(Pong(frame.nonce, self._heads()))
             case Pong():
+                # The first answers the hello and comes before any batch that was sent after it can be in its way.
+                if frame.nonce == self._nonce and self._asked_at is not None:
+                    self.pacer.unloaded(now - self._asked_at, now)
+                    self._asked_at = None
                 current = [(klass, seq) for klass, seq in self._claimed.items() if frame.current >> klass & 1]
                 self._move_heads((*current, *frame.heads))
             case Goodbye():
@@ -265,6 +278,8 @@ class LinkCore:
         for ref, body in batch.items:
             key = self._keys[ref]
             if isinstance(key, int):
+                if len(self._owed[batch.klass]) >= _MAX_OWED:
+                    raise FrameError("too many parts of unknown names")
                 self._owed[batch.klass].add(key)
                 unknown.append(ref)
             elif body:
@@ -405,10 +420,11 @@ class LinkCore:
     def _fill(self, now: float) -> None:
         self.outbox.skim()
         while True:
-            limit = self.pacer.batch_limit()
-            lane = self.outbox.choose(now, limit)
-            if lane is None or not self.pacer.may_send(now, urgent=lane.klass == 0):
+            turn = self.outbox.choose(now, self.pacer.batch_limit())
+            # While commands wait, a class that takes its share among them may do what they may.
+            if turn is None or not self.pacer.may_send(now, urgent=self.outbox.due(self.outbox.lanes[0])):
                 return
+            lane, limit = turn
             batch = self.outbox.build(lane, limit, now, may_reset=not self._flying)
             if batch is None:
                 if self.outbox.due(lane):
@@ -433,11 +449,13 @@ class LinkCore:
             self._end(Reason.UNSPECIFIED, f"silent for {DEAD_AFTER:.0f} s", fault=True)
         elif now - max(self._heard, self._pinged) >= self._ping_after:
             self._nonce += 1
-            self._pinged = now
+            self._pinged = self._asked_at = now
             self._send(Ping(self._nonce, self._heads()))
 
     def _send(self, frame: Frame) -> None:
-        self._effects.append(Send(encode_frame(frame)))
+        data = encode_frame(frame)
+        self.pacer.charge(len(data))
+        self._effects.append(Send(data))
 
     def _end(self, reason: Reason, detail: str, *, fault: bool = False) -> None:
         self.ended = End(reason, detail, fault)

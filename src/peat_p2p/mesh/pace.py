@@ -1,8 +1,9 @@
-"""How much may be on its way over one link.
+"""How much may be on its way over one link, and how much a peer may ask for.
 
-Owns the window (bytes sent and not yet acknowledged as durable) and the byte budget. Keeps the rule that data queues at
-the sender, where it can still be overtaken or replaced, and neither in the network nor at a slow receiver: the window
-follows the delays of both, which acknowledgements tell apart. Time is an argument. Must not know what is sent.
+Owns the window (bytes sent and not yet acknowledged as durable), the byte budget and the bound on a peer's questions.
+Keeps the rule that data queues at the sender, where it can still be overtaken or replaced, and neither in the network
+nor at a slow receiver: the window follows the rate and the delays of both, which acknowledgements tell apart. Time is
+an argument. Must not know what is sent.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 SMALLEST_WINDOW = 4 * 1024
-FIRST_WINDOW = 16 * 1024
+FIRST_WINDOW = 8 * 1024
 URGENT_WINDOW = 64 * 1024
 LARGEST_WINDOW = 2 * 1024 * 1024
 SMALLEST_BATCH = 512
@@ -34,8 +35,11 @@ class Pacer:
         self._in_flight: deque[tuple[int, int, float]] = deque()
         self._in_flight_bytes = 0
         self._slow_start = True
+        self._acked_at: float | None = None
+        self._busy_rate: float | None = None
         self._base: float | None = None
         self._base_at = now
+        self._probe_at: float | None = None
         self._backed_off_at = now
         self._tokens = self._allowance()
         self._tokens_at = now
@@ -50,7 +54,8 @@ class Pacer:
         """How large the next batch may be: large enough to share the cost of a commit, two on their way at a time."""
         limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 2))
         if self.budget is not None:
-            limit = max(SMALLEST_BATCH, min(limit, int(self.budget / 2)))
+            # On a thin lossy link every packet may hold up all behind it: so few, full ones.
+            limit = max(SMALLEST_BATCH, min(limit, int(self.budget * 0.75)))
         return limit
 
     def may_send(self, now: float, *, urgent: bool) -> bool:
@@ -59,7 +64,8 @@ class Pacer:
         Nothing more urgent waits behind it, and on a link that comes back it shall not wait for the window to grow.
         """
         self._refill(now)
-        room = max(self.window * 1.5, URGENT_WINDOW) if urgent else self.window
+        window = self.window if self._probe_at is None else SMALLEST_WINDOW
+        room = max(self.window * 1.5, URGENT_WINDOW) if urgent else window
         if self._in_flight_bytes > 0 and self._in_flight_bytes >= room:
             self._full = True
             return False
@@ -81,6 +87,16 @@ class Pacer:
             self._in_flight.append((number, size, now))
             self._in_flight_bytes += size
 
+    def charge(self, size: int) -> None:
+        """`size` bytes that are no batch went out: they count, and wait for nothing."""
+        if self.budget is not None:
+            self._tokens -= size + RECORD_OVERHEAD
+
+    def unloaded(self, rtt: float, now: float) -> None:
+        """A round trip of a few bytes, with little else on its way."""
+        if self._base is None or rtt <= self._base:
+            self._base, self._base_at = rtt, now
+
     def acked(self, number: int, now: float, held: float = 0.0) -> None:
         """Batches up to `number` are durable at the peer, who had the last of them for `held` seconds."""
         size = 0
@@ -91,18 +107,31 @@ class Pacer:
         if sent_at is None:
             return
         self._in_flight_bytes -= size
-        self._observe(max(0.0, now - sent_at - held), held, size, now)
+        if self._acked_at is not None and now > self._acked_at:
+            # More was on its way all the time, so the link was busy between the two acknowledgements.
+            sample = size / (now - self._acked_at)
+            self._busy_rate = sample if self._busy_rate is None else 0.7 * self._busy_rate + 0.3 * sample
+        self._acked_at = now if self._in_flight else None
+        rtt = max(0.0, now - sent_at - held)
+        if self._probe_at is not None and sent_at > self._probe_at:
+            self._probe_at = None
+            self._base, self._base_at = rtt, now
+        self._observe(rtt, held, size, now)
 
     def _observe(self, rtt: float, held: float, size: int, now: float) -> None:
         self.rtt = rtt if self.rtt is None else 0.8 * self.rtt + 0.2 * rtt
         if rtt > 0:
             self.rate = max(0.9 * self.rate, size / rtt)
-        if self._base is None or rtt <= self._base or now - self._base_at > _BASE_MEMORY:
+        if self._base is None or rtt <= self._base:
             self._base, self._base_at = rtt, now
+        elif now - self._base_at > _BASE_MEMORY and self._probe_at is None:
+            # The way may have become longer; a queue of our own must not be taken for it, so let it drain first.
+            self._probe_at = now
         if rtt > self._base + max(_QUEUE_DELAY, 0.5 * self._base) or held > _HELD:
             self._slow_start = False
             if now - self._backed_off_at > rtt + held:
-                self.window = max(SMALLEST_WINDOW, self.window * 0.7)
+                fits = self.window if self._busy_rate is None else self._busy_rate * (self._base + _QUEUE_DELAY)
+                self.window = max(SMALLEST_WINDOW, min(self.window * 0.7, fits))
                 self._backed_off_at = now
         elif self._full:
             self.window += size if self._slow_start else max(256.0, SMALLEST_WINDOW * size / self.window)
@@ -116,3 +145,21 @@ class Pacer:
         if self.budget is not None:
             self._tokens = min(self._allowance(), self._tokens + (now - self._tokens_at) * self.budget)
         self._tokens_at = now
+
+
+class Patience:
+    """How much a peer may ask for: `burst` at once, `rate` a second in the long run."""
+
+    def __init__(self, burst: float, rate: float, now: float) -> None:
+        self._burst = self._left = burst
+        self._rate = rate
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """One more; false if it is one too many."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

@@ -37,6 +37,7 @@ from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.mesh.tls import TlsStream
 from peat_p2p.mesh.topology import MAX_LINKS, TIE, Member, Plan
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
+from peat_p2p.mesh.unable import Unable
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
 
@@ -45,7 +46,6 @@ _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
 _MAX_TIES = 16
-_UNABLE_FOR = 30.0
 _PLAN_EVERY = 15.0
 _PLAN_AT_MOST_EVERY = 0.5
 _OPTIONAL = frozenset({Source.TOPOLOGY, Source.MDNS})
@@ -89,7 +89,7 @@ class Mesh:
         self._active = True
         self._budget = config.link_budget
         self._accepting = 0
-        self._unable = (float("-inf"), "")
+        self._unable = Unable()
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -292,7 +292,7 @@ class Mesh:
     async def _dial(self) -> None:
         while True:
             now = self._clock.monotonic()
-            if self._active and now >= self._unable[0]:
+            if self._active and not self._unable.at(now):
                 since = now - self._planned_at
                 wanted = since > _PLAN_EVERY or (self._replan and since > _PLAN_AT_MOST_EVERY)
                 if self._config.topology and wanted:
@@ -309,7 +309,7 @@ class Mesh:
                 if self._config.topology:
                     pause = _PLAN_AT_MOST_EVERY if self._replan else _PLAN_EVERY
                     deadline = min(deadline, self._planned_at + pause - now)
-                deadline = max(deadline, self._unable[0] - now)
+                deadline = max(deadline, self._unable.until - now)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.01, deadline)):
                     await self._due.wait()
@@ -403,7 +403,7 @@ class Mesh:
             reason = end.detail or end.reason.name.lower()
         except ExhaustedError as error:
             reason = str(error)
-            self._unable = (self._clock.monotonic() + _UNABLE_FOR, reason)
+            self._unable.failed(reason, self._clock.monotonic())
             with contextlib.suppress(PeatError, OSError):
                 await session.end(Reason.BUSY, f"nothing can be taken there now: {reason}")
                 await stream.close()
@@ -449,8 +449,8 @@ class Mesh:
             raise RuntimeError("a link is admitted after its hello")
         if not self._active:
             return Reason.STOPPED, "synchronisation is stopped here"
-        if self._clock.monotonic() < self._unable[0]:
-            return Reason.BUSY, f"nothing can be taken there now: {self._unable[1]}"
+        if self._unable.at(self._clock.monotonic()):
+            return Reason.BUSY, f"nothing can be taken there now: {self._unable.reason}"
         if peer in self._blocked:
             return Reason.DISCONNECTED, "disconnected by the operator"
         if peer == self._credentials.identity.endpoint_id:

@@ -23,6 +23,7 @@ from peat_p2p.trust.identity import Identity
 _LOG = logging.getLogger(__name__)
 _POLICY = "policy:"
 _READ_AHEAD = 1024 * 1024
+_SHARED = 1024
 
 
 class Sink(Protocol):
@@ -190,6 +191,9 @@ class Session:
             effect = pending.pop(0)
             match effect:
                 case Send():
+                    # Small frames share a record; a batch has its own, so that the peer can begin on it.
+                    if len(self._out) + len(effect.data) > _SHARED:
+                        self._write()
                     self._out += effect.data
                 case Greeted():
                     refusal = self._admit(self)

@@ -24,6 +24,7 @@ from peat_p2p.mesh.summary import VersionTree
 HANDSHAKE_BYTES = 1400
 """What TLS costs each side of a new connection: measured by the tests of the transport."""
 _TLS_RECORD = 16384
+_SHARED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,8 @@ class Simulation:
             effect = pending.pop(0)
             match effect:
                 case Send():
+                    if len(end.out) + len(effect.data) > _SHARED:
+                        self._flush(end)
                     end.out += effect.data
                 case Greeted():
                     end.node.known[end.peer.name] = effect.hello.epoch
@@ -184,9 +187,8 @@ class Simulation:
                     end.node.ends.pop(end.peer.name, None)
                 case Forget():
                     pass
-        if flush and end.out:
-            data, end.out = end.out, b""
-            self._transmit(end, data)
+        if flush:
+            self._flush(end)
         if applied:
             if self.on_applied is not None:
                 self.on_applied(end.node, self.now)
@@ -194,6 +196,11 @@ class Simulation:
                 if other is not end:
                     self._wake(other, self.now)
         self._schedule(end)
+
+    def _flush(self, end: End_) -> None:
+        if end.out:
+            data, end.out = end.out, b""
+            self._transmit(end, data)
 
     def _transmit(self, end: End_, data: bytes) -> None:
         other = end.other
