@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from peat_p2p.core.clock import SystemClock
 from peat_p2p.core.errors import ConfigError, ExhaustedError, InvalidInputError, UnavailableError
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.mesh.types import MeshConfig
+from peat_p2p.trust.credentials import peer_identity
 from peat_p2p.trust.formation import Formation
 from peat_p2p.trust.revocation import Revocation, seal_revocation
 
@@ -269,3 +271,32 @@ async def test_a_node_that_cannot_write_pauses_instead_of_linking_again_and_agai
         await asyncio.sleep(2.5)
         assert len(began) == 1
         assert any("no space left" in peer.reason for peer in b.mesh.peers())
+
+
+async def test_a_change_of_the_network_ends_every_wait(fleet: Any, until: Any) -> None:
+    async with fleet.node("a") as a:
+        address = a.mesh.address
+        gone = a.peer
+    async with fleet.node("b", gone) as b:
+        await until(lambda: b.mesh.peers()[0].reason)
+        target = b.mesh._dialer.get(gone.endpoint_id)
+        target.failures, target.next_attempt = 20, time.monotonic() + 1000.0
+        async with fleet.node("a", listen=address) as a:
+            await asyncio.sleep(1.0)
+            assert not connected(b)
+            b.mesh.network_changed()
+            await until(lambda: connected(b) and connected(a), 3)
+
+
+async def test_a_certificate_of_no_role_gets_no_link(fleet: Any, until: Any, monkeypatch: Any) -> None:
+    """A formation of this version issues none, and a role that is not known here counts as none."""
+
+    def as_seen(*seen: Any) -> Any:
+        identity = peer_identity(*seen)
+        return dataclasses.replace(identity, roles=frozenset()) if identity.node_id == "idler" else identity
+
+    monkeypatch.setattr("peat_p2p.mesh.door.peer_identity", as_seen)
+    async with fleet.node("a") as a, fleet.node("idler", a.peer) as idler:
+        await until(lambda: idler.mesh.peers()[0].reason)
+        assert "no role" in idler.mesh.peers()[0].reason
+        assert not connected(a)
