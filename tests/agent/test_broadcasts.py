@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from peat_p2p.agent.broadcasts import BroadcastPlan, Broadcasts
+from peat_p2p.agent.broadcasts import BroadcastPlan, Broadcasts, lacking
 from peat_p2p.agent.service import Agent
+from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.manifest import PAYLOAD_TYPE, unverified_payload
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.address import HostPort
@@ -159,3 +161,54 @@ async def test_only_what_is_held_can_be_sent(fleet: Any, package: Make, group: H
 def test_a_plan_that_cannot_be(group: str, rate: int, loss: float, interface: str, says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         BroadcastPlan(HostPort.parse(group), rate, loss, interface)
+
+
+async def test_only_what_a_site_lacks_is_sent(fleet: Any, package: Make, until: Any, group: HostPort) -> None:
+    source = package(size=400_000)
+    async with (
+        fleet.agent("a1") as a1,
+        fleet.agent("a2", site="s2") as a2,
+        casts(fleet, a2).receive(group, LOOPBACK),
+    ):
+        first = await published(a1, source)
+        whole = await send(fleet, a1, group)
+        await until(lambda: "a2" in a1.view.copies(first.manifest_digest))
+        (source / "file0.bin").write_bytes(random.Random(77).randbytes(400_000))
+        second = await a1.publish(source, "app", "2.0", "any", lambda *_: None)
+        known = a1.resolve("app", "2.0", "any")
+
+        async def send_to(site: str) -> int:
+            plan = BroadcastPlan(group, 4_000_000, 0.0, LOOPBACK, (site,))
+            return await casts(fleet, a1).send(known, plan, lambda _: None)
+
+        assert 0 < await send_to("s2") < whole / 2
+        await until(lambda: "a2" in a1.view.copies(second.manifest_digest))
+        assert a2.transfers.history.all() == []
+        assert await send_to("s2") == 0
+        with pytest.raises(NotFoundError, match="no agent of site s9"):
+            await send_to("s9")
+
+
+def test_a_chunk_goes_when_any_receiver_lacks_it() -> None:
+    chunks = [ChunkRef(bytes([n]) * 32, 10) for n in range(4)]
+    one, other = {chunks[0].digest, chunks[1].digest}, {chunks[1].digest, chunks[2].digest}
+    assert lacking(chunks, [one, other]) == [True, False, True, True]
+    assert lacking(chunks, []) == [True] * 4
+
+
+async def test_noise_does_not_keep_a_broadcast_open(fleet: Any, package: Make, group: HostPort) -> None:
+    async with fleet.agent("a1") as a1, fleet.agent("a2") as a2:
+        what = await published(a1, package())
+        target = BroadcastStore(a2.store, fleet.credentials("a2"))
+        chunks = what.index.unique_chunks
+        parts = (chunks, [True] * len(chunks), lambda chunk: a1.store.chunk_path(chunk.hex).read_bytes(), 0.0)
+        sent = list(codes.broadcast(1, what.envelope, what.info, *parts))
+        for datagram in sent[: len(sent) // 2]:
+            target.receive(datagram)
+        heard = target.heard
+        assert heard > 0
+        assert list(target.begun()) == [what.manifest_digest]
+        for datagram in codes.broadcast(2, {"payload": "forged"}, what.info, *parts):
+            target.receive(datagram)
+        target.receive(b"noise")
+        assert target.heard == heard

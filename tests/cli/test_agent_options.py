@@ -27,9 +27,10 @@ def configure(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None
     return (made[0] if made else None), result
 
 
-def test_nothing_is_limited_or_evicted_by_default(tmp_path: Path) -> None:
+def test_nothing_is_limited_and_a_full_disk_is_relieved_by_default(tmp_path: Path) -> None:
     config, _ = configure(tmp_path)
-    assert config.watermarks is None
+    assert (config.watermarks.high, config.watermarks.low) == (0.95, 0.85)
+    assert configure(tmp_path, "--evict-above", "0")[0].watermarks is None
     assert not config.budget.limits
     assert (config.download_limit, config.upload_limit, config.copies) == (0, 0, 2)
     assert config.arch
@@ -60,7 +61,8 @@ def test_the_environment_and_a_file_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--evict-to", "50"),
+        ("--evict-to", "96"),
+        ("--evict-above", "0", "--evict-to", "50"),
         ("--evict-above", "50", "--evict-to", "60"),
         ("--transfer-window", "22:00"),
         ("--transfer-window", "25:00-26:00"),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from peat_p2p.cli import main as main_module
 from peat_p2p.cli.main import COMMANDS, exit_status
 from peat_p2p.core import errors
 
@@ -66,3 +69,18 @@ def test_formation_from_the_command_line(tmp_path: Path) -> None:
     again = peat("formation", "init", "--name", "f1", "--dir", str(ca))
     assert again.returncode == 1
     assert "already holds a formation" in again.stderr
+
+
+@pytest.mark.parametrize(("command", "status"), [("agent", 0), ("pull", 143)])
+def test_a_stop_before_anything_runs_is_no_death_by_signal(
+    monkeypatch: pytest.MonkeyPatch, command: str, status: int
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["peat", command])
+    monkeypatch.setattr(main_module.peat, "main", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main_module.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == status

@@ -11,16 +11,20 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from peat_p2p.agent.service import Agent
 from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.view import ANY_ARCH, SAME_ARCH, KnownManifest
+from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.manifest import Manifest
+from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from peat_p2p.fleet.heartbeat import Heartbeat
+from peat_p2p.fleet.ids import PLATFORMS
 from peat_p2p.swarm.bearers.multicast import BroadcastStore, listen, receiver_socket, send_package, sender_socket
 from peat_p2p.trust.credentials import NodeCredentials
 from peat_p2p.trust.identity import Identity
@@ -37,6 +41,7 @@ _LOOK_SECONDS = 1.0
 class BroadcastPlan:
     """How to send: `rate` in bytes per second, everything counted; `loss` is the share that a receiver may lose.
 
+    With `sites`, only chunks go that an agent of one of them lacks, as far as its documents tell.
     Raises InvalidInputError.
     """
 
@@ -44,6 +49,7 @@ class BroadcastPlan:
     rate: int
     loss: float = 0.1
     interface: str = _ANYWHERE
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_group(self.group, self.interface)
@@ -65,6 +71,13 @@ def check_group(group: HostPort, interface: str) -> None:
         ipaddress.IPv4Address(interface)
     except ValueError:
         raise InvalidInputError(f"interface {interface!r} is not the IPv4 address of one") from None
+
+
+def lacking(chunks: Sequence[ChunkRef], held: Sequence[Collection[bytes]]) -> list[bool]:
+    """Which chunks at least one receiver lacks; `held` has the digests that each has. All, when none is named."""
+    if not held:
+        return [True] * len(chunks)
+    return [any(chunk.digest not in digests for digests in held) for chunk in chunks]
 
 
 class Broadcasts:
@@ -95,13 +108,39 @@ class Broadcasts:
             sent += count
             tell(sent)
 
+        wanted = lacking(package.index.unique_chunks, await self._held_by(package, plan.sites))
+        if not any(wanted):
+            log.info("%s: nobody of site %s lacks anything of it", what, ", ".join(plan.sites))
+            return 0
         chunks = [chunk.hex for chunk in package.index.unique_chunks]
         try:
             with contextlib.closing(sender_socket(plan.interface)) as sock, agent.store.hold(chunks):
                 log.info("%s is broadcast to %s at %d bytes per second", what, plan.group, plan.rate)
-                return await send_package(sock, plan.group, agent.store, package, plan.rate, plan.loss, permit=permit)
+                return await send_package(
+                    sock, plan.group, agent.store, package, plan.rate, plan.loss, wanted, permit=permit
+                )
         except OSError as error:
             raise UnavailableError(f"nothing can be sent to {plan.group}: {error.strerror or error}") from error
+
+    async def _held_by(self, package: StoredPackage, sites: Sequence[str]) -> list[set[bytes]]:
+        """What each agent of these sites has, as far as its documents and the packages here tell."""
+        view = self._agent.view
+        beats = (Heartbeat.from_document(name, fields) for name, fields in view.all(PLATFORMS).items())
+        held: dict[str, set[bytes]] = {
+            beat.agent_id: set() for beat in beats if beat.site in sites and beat.agent_id != self._agent.agent_id
+        }
+        if sites and not held:
+            raise NotFoundError(f"no agent of site {', '.join(sites)} is known here; without a site all is sent")
+        contents: dict[str, set[bytes]] = {}
+        for holding in view.holders_of_name(package.manifest.name):
+            if holding.agent_id not in held or not holding.complete:
+                continue
+            if holding.manifest not in contents:
+                other = await asyncio.to_thread(self._agent.store.package, holding.manifest)
+                unique = other.index.unique_chunks if other is not None else ()
+                contents[holding.manifest] = {chunk.digest for chunk in unique}
+            held[holding.agent_id] |= contents[holding.manifest]
+        return list(held.values())
 
     @contextlib.asynccontextmanager
     async def receive(self, group: HostPort, interface: str = _ANYWHERE) -> AsyncIterator[None]:

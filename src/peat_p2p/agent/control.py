@@ -255,7 +255,8 @@ class ControlService(PeatAgent):
             group = HostPort.parse(request.group)
         except ConfigError as error:
             raise InvalidInputError(str(error)) from error
-        plan = BroadcastPlan(group, request.rate_bytes_per_s, request.loss, request.interface or "0.0.0.0")  # noqa: S104
+        interface = request.interface or "0.0.0.0"  # noqa: S104
+        plan = BroadcastPlan(group, request.rate_bytes_per_s, request.loss, interface, tuple(request.sites))
         known = self._agent.resolve(request.name, request.version, request.arch)
 
         async def work(tell: Callable[[int], None]) -> int:
@@ -274,12 +275,13 @@ class ControlService(PeatAgent):
         manifest, agent = known.manifest, self._agent
         holders = [holding.agent_id for holding in agent.view.holders(known.digest) if holding.complete]
         held = 0
-        if agent.facts.summary(known.digest) is not None:
+        summary = agent.facts.summary(known.digest)
+        if summary is not None:
             holders.append(agent.agent_id)
             held = manifest.total_bytes
         elif (status := agent.status_of(known.digest)) is not None and status.total:
             held = manifest.total_bytes * status.verified // status.total
-        copies = len(agent.view.copies(known.digest)) + (agent.facts.summary(known.digest) is not None)
+        copies = len(agent.view.copies(known.digest)) + (summary is not None)
         return pb.Package(
             name=manifest.name,
             version=manifest.version,
@@ -295,6 +297,7 @@ class ControlService(PeatAgent):
             held_bytes=held,
             copies=copies,
             under_replicated=copies < agent.config.copies,
+            pinned=summary is not None and summary.pinned,
             deployed=any(deployment.manifest == known.digest for deployment in agent.facts.in_force()),
         )
 

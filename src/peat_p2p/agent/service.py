@@ -252,7 +252,12 @@ class Agent:
         self._tell()
 
     async def received(self, package: StoredPackage) -> None:
-        """A package came into the store by another way than a transfer, verified."""
+        """A package came into the store by another way than a transfer, verified. Raises when it was revoked since."""
+        try:
+            self.known(package.manifest_digest)
+        except PeatError:
+            await self.drop(package.manifest_digest)
+            raise
         await self.engine.seed(package)
         self._arrived(package)
         self.transfers.look_again(package.manifest_digest)

@@ -64,7 +64,7 @@ class Upkeep:
         """
         what = summary.manifest.reference
         if not force and summary.pinned:
-            raise ConflictError(f"{what} is pinned; unpin it (`peat store unpin {what}`) or use --force")
+            raise ConflictError(f"{what} is pinned; unpin it (`peat packages unpin {what}`) or use --force")
         if not force and not self._agent.view.copies(summary.manifest_digest):
             raise ConflictError(
                 f"no other agent in reach holds {what}: this would remove the last known copy; use --force to do it"

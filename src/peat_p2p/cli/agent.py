@@ -76,9 +76,11 @@ def agent_options(command: Any) -> Any:
             ),
             option(
                 "--evict-above",
-                type=click.IntRange(1, 100),
-                help="Remove packages that others in reach hold when the disk is fuller than this percentage. "
-                "[default: never]",
+                type=click.IntRange(0, 100),
+                default=95,
+                show_default=True,
+                help="When the disk is fuller than this percentage, remove packages that others in reach hold and "
+                "that are neither pinned nor in use; 0: never.",
             ),
             option(
                 "--evict-to",
@@ -128,9 +130,9 @@ def agent_config(values: dict[str, Any], sidecar: str) -> Any:
     from peat_p2p.swarm.budget import Budget, Window
 
     above, to = values["evict_above"], values["evict_to"]
-    if to is not None and (above is None or to > above):
+    if to is not None and to > above:
         raise ConfigError("--evict-to goes with --evict-above and is not over it")
-    if above is not None and to is None:
+    if to is None:
         to = max(1, above - 10)
     more: dict[str, Any] = {"arch": values["arch"]} if values["arch"] else {}
     return AgentConfig(
@@ -147,7 +149,7 @@ def agent_config(values: dict[str, Any], sidecar: str) -> Any:
             month=values["budget_month"],
             windows=tuple(Window.parse(text) for text in values["transfer_windows"]),
         ),
-        watermarks=Watermarks(high=above / 100, low=to / 100) if above is not None else None,
+        watermarks=Watermarks(high=above / 100, low=to / 100) if above else None,
         copies=values["copies"],
         keep_deployments=values["keep_deployments"],
         classification=values["classification"],

@@ -26,11 +26,25 @@ from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
     help="Percentage of datagrams that a receiver may lose and still get all.",
 )
 @click.option("--interface", default="", metavar="IP", help="Address of the interface to send from.")
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    help="Send only what an agent of this site lacks, by its documents. Repeatable.  [default: send all]",
+)
 @click.option("--arch", default="", help="Its architecture.  [default: this node's, or any]")
 @json_option
 @place_options
 def broadcast(
-    package: str, group: str, rate: int, loss: float, interface: str, arch: str, as_json: bool, place: Place
+    package: str,
+    group: str,
+    rate: int,
+    loss: float,
+    interface: str,
+    sites: tuple[str, ...],
+    arch: str,
+    as_json: bool,
+    place: Place,
 ) -> None:
     """Send a package that this node holds to a multicast group, once for all receivers.
 
@@ -40,6 +54,7 @@ def broadcast(
 
     \b
     peat broadcast app:1.0 --group 239.7.7.7:7407 --rate 100K
+    peat broadcast app:2.0 --group 239.7.7.7:7407 --rate 100K --site alpha
     peat broadcast app:1.0 --group 239.7.7.7:7407 --rate 1M --loss 20 --interface 10.1.0.4
     """
     name, version = split_reference(package)
@@ -51,10 +66,13 @@ def broadcast(
         rate_bytes_per_s=rate,
         loss=loss / 100,
         interface=interface,
+        sites=list(sites),
     )
     last = run(_broadcast(place, request, package, quiet=as_json))
     if as_json:
         print_json({"sent_bytes": last.sent_bytes, "package_bytes": last.package_bytes})
+    elif not last.sent_bytes:
+        click.echo(f"{package}: nobody of site {', '.join(sites)} lacks anything of it; nothing was sent")
     else:
         click.echo(f"{package} of {size(last.package_bytes)} was broadcast to {group}: {size(last.sent_bytes)} sent")
 

@@ -6,6 +6,7 @@ Owns the table of exit statuses. Commands are imported when they are run, so tha
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -41,6 +42,8 @@ COMMANDS = {
     "revoke": "revoke:revoke",
     "demo": "demo:demo",
 }
+
+SERVICES = frozenset(("up", "sidecar", "agent", "hub"))
 
 # First match wins. 2 is click's own status for wrong usage.
 EXIT_STATUS: tuple[tuple[type[Exception], int], ...] = (
@@ -86,6 +89,7 @@ def peat() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of `peat`."""
+    signal.signal(signal.SIGTERM, _stop_early)
     try:
         status = peat.main(prog_name="peat", standalone_mode=False)
     except click.ClickException as error:
@@ -101,6 +105,11 @@ def main() -> None:
         click.echo(f"peat: {known}", err=True)
         sys.exit(exit_status(known))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _stop_early(_number: int, _frame: object) -> None:
+    """SIGTERM where nothing better handles it: a service that was still starting has stopped as it was told to."""
+    sys.exit(0 if sys.argv[1:2] and sys.argv[1] in SERVICES else 128 + signal.SIGTERM)
 
 
 def exit_status(error: BaseException) -> int:

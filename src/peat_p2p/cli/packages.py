@@ -26,6 +26,7 @@ def packages(ctx: click.Context, as_json: bool, place: Place) -> None:
     peat packages --json
     peat packages show app:1.0
     peat packages rm app:1.0
+    peat packages pin app:1.0
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -98,7 +99,7 @@ def show(package: str, arch: str, files: bool, as_json: bool, place: Place) -> N
         "size": f"{size(about.total_bytes)} in {about.files} entries",
         "chunks": f"{about.chunks}"
         + (f", {size(found.unique_bytes)} to fetch for a node with nothing" if found.unique_bytes else ""),
-        "here": _here(about) + (", pinned" if found.pinned else ""),
+        "here": _here(about),
         "holders": f"{', '.join(about.holders) or 'nobody'} ({about.copies} in reach"
         + (", fewer than there should be)" if about.under_replicated else ")"),
         **_archives(found),
@@ -139,6 +140,43 @@ def remove(package: str, arch: str, force: bool, as_json: bool, place: Place) ->
         click.echo(f"{about.name}:{about.version} is removed from this node; {size(removed.freed_bytes)} freed")
 
 
+@packages.command()
+@click.argument("package", metavar="NAME[:VERSION]")
+@click.option("--arch", default="", help="Its architecture, when several are held.")
+@json_option
+@place_options
+def pin(package: str, arch: str, as_json: bool, place: Place) -> None:
+    """Keep a package that this node holds from being removed or evicted.
+
+    \b
+    peat packages pin app:1.0
+    """
+    _set_pin(place, package, arch, pinned=True, as_json=as_json)
+
+
+@packages.command()
+@click.argument("package", metavar="NAME[:VERSION]")
+@click.option("--arch", default="", help="Its architecture, when several are held.")
+@json_option
+@place_options
+def unpin(package: str, arch: str, as_json: bool, place: Place) -> None:
+    """Allow a package to be removed or evicted again.
+
+    \b
+    peat packages unpin app:1.0
+    """
+    _set_pin(place, package, arch, pinned=False, as_json=as_json)
+
+
+def _set_pin(place: Place, reference: str, arch: str, *, pinned: bool, as_json: bool) -> None:
+    name, version = split_reference(reference)
+    about = run(_pin(place, pb.PinPackageRequest(name=name, version=version, arch=arch, pinned=pinned)))
+    if as_json:
+        print_json(package_json(about))
+    else:
+        click.echo(f"{about.name}:{about.version} ({about.arch}) is {'pinned' if pinned else 'no longer pinned'}")
+
+
 # These annotations are said in words of their own.
 _ARCHIVES = ("archives.opened", "archives.kept", "archives.kept.in")
 _NAMED = 5
@@ -173,10 +211,11 @@ def split_reference(text: str) -> tuple[str, str]:
 
 
 def _here(package: pb.Package) -> str:
+    pinned = ", pinned" if package.pinned else ""
     if package.deployed:
-        return "deployed"
+        return f"deployed{pinned}"
     if package.held_bytes >= package.total_bytes:
-        return "yes"
+        return f"yes{pinned}"
     return f"{100 * package.held_bytes // package.total_bytes}%" if package.held_bytes else "-"
 
 
@@ -193,6 +232,13 @@ async def _packages(place: Place) -> list[pb.Package]:
 async def _show(place: Place, request: pb.ShowPackageRequest) -> pb.ShowPackageResponse:
     async with place.agent() as agent:
         return await agent.call(lambda stub: stub.show_package(request), changes=False)
+
+
+async def _pin(place: Place, request: pb.PinPackageRequest) -> pb.Package:
+    async with place.agent() as agent:
+        response = await agent.call(lambda stub: stub.pin_package(request))
+    assert response.package is not None
+    return response.package
 
 
 async def _remove(place: Place, request: pb.RemovePackageRequest) -> pb.RemovePackageResponse:

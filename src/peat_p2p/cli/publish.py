@@ -81,4 +81,5 @@ def package_json(package: pb.Package) -> dict[str, object]:
         "deployed": package.deployed,
         "copies": package.copies,
         "under_replicated": package.under_replicated,
+        "pinned": package.pinned,
     }

@@ -9,7 +9,6 @@ import click
 
 from peat_p2p.cli.connect import Place, json_option, place_options, run
 from peat_p2p.cli.output import TransferBar, print_json, size
-from peat_p2p.cli.packages import split_reference
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
 
@@ -22,7 +21,6 @@ def store() -> None:
     peat store stat
     peat store verify
     peat store gc
-    peat store pin app:1.0
     """
 
 
@@ -90,26 +88,6 @@ def gc(as_json: bool, place: Place) -> None:
         click.echo(f"{found.chunks} chunks removed, {size(found.bytes)} freed, {found.strays} stray files")
 
 
-@store.command()
-@click.argument("package", metavar="NAME[:VERSION]")
-@place_options
-def pin(package: str, place: Place) -> None:
-    """Keep a package that is held here from being removed or evicted."""
-    _say(run(_pin(place, package, True)), "pinned")
-
-
-@store.command()
-@click.argument("package", metavar="NAME[:VERSION]")
-@place_options
-def unpin(package: str, place: Place) -> None:
-    """Allow a package to be removed or evicted again."""
-    _say(run(_pin(place, package, False)), "no longer pinned")
-
-
-def _say(package: pb.Package, what: str) -> None:
-    click.echo(f"{package.name}:{package.version} ({package.arch}) is {what}")
-
-
 async def _stat(place: Place) -> pb.StatStoreResponse:
     async with place.agent() as agent:
         return await agent.call(lambda stub: stub.stat_store(pb.StatStoreRequest()), changes=False)
@@ -118,15 +96,6 @@ async def _stat(place: Place) -> pb.StatStoreResponse:
 async def _gc(place: Place) -> pb.CollectGarbageResponse:
     async with place.agent() as agent:
         return await agent.call(lambda stub: stub.collect_garbage(pb.CollectGarbageRequest()))
-
-
-async def _pin(place: Place, reference: str, pinned: bool) -> pb.Package:
-    name, version = split_reference(reference)
-    request = pb.PinPackageRequest(name=name, version=version, pinned=pinned)
-    async with place.agent() as agent:
-        response = await agent.call(lambda stub: stub.pin_package(request))
-    assert response.package is not None
-    return response.package
 
 
 async def _verify(place: Place, *, quiet: bool) -> pb.VerifyStoreProgress:

@@ -114,6 +114,7 @@ class BroadcastReceiver:
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
         self.refused = 0
         self.spoiled = 0
+        self.taken = 0  # datagrams that count: of sessions whose head was good
 
     def complete(self, session: int) -> bool:
         """Whether everything that a session sends has been kept."""
@@ -140,6 +141,8 @@ class BroadcastReceiver:
             decoder = session.decoders[number, length] = Decoder.with_defaults(length, _PACKET)
             while len(session.decoders) > _OPEN_DECODERS:
                 session.decoders.popitem(last=False)
+        if session.chunks is not None:
+            self.taken += 1
         data = decoder.decode(datagram[_HEADER.size :])
         if data is None:
             return

@@ -128,12 +128,15 @@ class BroadcastStore:
         self._credentials = credentials
         self._clock = clock or SystemClock()
         self._open: dict[str, tuple[dict[str, Any], ParsedInfo]] = {}
+        self._left: dict[str, set[bytes]] = {}  # of what is open: the chunks that have not come
         self.receiver = BroadcastReceiver(self._check, self._keep)
 
     def receive(self, datagram: bytes) -> None:
         """Take a datagram in."""
-        self.heard += 1
+        before = self.receiver.taken
         self.receiver.receive(datagram)
+        # Noise and what was refused do not count: they must not keep a broadcast from being over.
+        self.heard += self.receiver.taken - before
 
     def begun(self) -> dict[str, dict[str, Any]]:
         """The signed manifests, by digest, of what is not whole yet."""
@@ -142,6 +145,7 @@ class BroadcastStore:
     def give_up(self, digest: str) -> None:
         """Wait no longer for the rest of a package; what has come stays. Another broadcast of it begins it anew."""
         self._open.pop(digest, None)
+        self._left.pop(digest, None)
         held = self._held.pop(digest, None)
         if held is not None:
             held.close()
@@ -163,7 +167,7 @@ class BroadcastStore:
             self._held[digest] = contextlib.ExitStack()
             self._held[digest].enter_context(self._store.hold(chunk.hex for chunk in parsed.chunks))
         self._open[digest] = (envelope, parsed)
-        self._finish()
+        self._finish(digest)
         return parsed.chunks
 
     def _keep(self, chunk: ChunkRef, data: bytes) -> None:
@@ -175,14 +179,20 @@ class BroadcastStore:
             temporary.replace(path)
             if not self._store.verify(chunk.hex, chunk.size):
                 return
-        self._finish()
+        for digest, left in list(self._left.items()):
+            if chunk.digest in left:
+                left.discard(chunk.digest)
+                if not left:
+                    self._finish(digest)
 
-    def _finish(self) -> None:
-        for digest, (envelope, parsed) in list(self._open.items()):
-            if not self._store.missing(parsed.index):
-                self.packages.append(self._store.put_package(envelope, parsed.meta.info, parsed.index))
-                self.give_up(digest)
-                self.arrived.set()
+    def _finish(self, digest: str) -> None:
+        """Enter a package if it is whole. The whole store is asked only here: not for every chunk that comes."""
+        envelope, parsed = self._open[digest]
+        self._left[digest] = {bytes.fromhex(name) for name in self._store.missing(parsed.index)}
+        if not self._left[digest]:
+            self.packages.append(self._store.put_package(envelope, parsed.meta.info, parsed.index))
+            self.give_up(digest)
+            self.arrived.set()
 
 
 @contextlib.asynccontextmanager
