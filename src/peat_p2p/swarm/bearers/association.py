@@ -34,7 +34,7 @@ _UNPROVEN_PACKETS = 3
 _KEPT_RANGES = 2 * frames.MAX_RANGES
 _CATCH_UP_S = 0.005
 _ECHO_PACKETS = 6
-_ECHO_SHARE = 0.01
+_ECHO_SHARE = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +337,7 @@ class Association:
             if self._echoing:
                 self._echoing, self._echoed = False, self._number - 1
             elif self._flight and next(reversed(self._flight)) > self._echoed:
-                self._echo_at = now + max(self.pacer.min_rtt / 10, 0.004)
+                self._echo_at = now + max(self.pacer.min_rtt / 5, 0.004)
         if self._ack_at is not None and now >= self._ack_at:
             ack = self._take_ack(now)
             if ack is not None:
