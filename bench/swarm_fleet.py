@@ -32,6 +32,7 @@ from peat_p2p.trust.formation import Formation
 from peat_p2p.trust.identity import Role
 
 TELL_S = 0.5
+POINT_S = 0.9  # points of a curve are at least this far apart
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Agent:
     fetching: bool = False
     begun: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    curve: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -73,7 +75,17 @@ class Agent:
             answer: dict[str, Any] = json.loads(line)
             if "cpu" in answer:
                 self.last = answer
+                self._plot()
             return answer
+
+    def _plot(self) -> None:
+        """Add a point to the curve: seconds since the order, share of the package that is verified."""
+        total, verified = self.last.get("total"), self.last.get("verified")
+        if not self.begun or not total or verified is None or (self.curve and self.curve[-1][1] >= 1.0):
+            return
+        at = (self.last["ended"] or time.time()) - self.begun
+        if not self.curve or at - self.curve[-1][0] >= POINT_S or verified == total:
+            self.curve.append((round(at, 2), round(verified / total, 4)))
 
     async def kill(self) -> None:
         """End it at once."""
@@ -190,6 +202,10 @@ class Fleet:
             for agent in self.agents.values():
                 if agent.process is not None:
                     tasks.create_task(agent.ask("peers", peers=peers))
+
+    def curves(self, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+        """Of each agent: [seconds since the order, share that is verified], for a plot."""
+        return {name: self.agents[name].curve for name in names}
 
     async def until(self, done: Callable[[], bool], seconds: float) -> bool:
         """Go on until `done`; False when that took longer than `seconds`."""

@@ -8,14 +8,16 @@ are begun are always finished: nothing is thrown away by a change of mind. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.thrift import Thrift, rendezvous
 
 ASK_PATIENCE_S = 8.0
 SHARE_PATIENCE_S = 3.0
+_PLENTY = 0.25  # of the own share
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,7 @@ class Plan:
         counts = {name: sum(pieces) for name, pieces in pieces_of.items() if name in neighbours}
         fetching = [name for name, peer in neighbours.items() if not peer.complete and not peer.kin]
         self._thrift.observe(now, fetching, counts)
-        at_site = {
-            piece
-            for piece in missing
-            if any(piece < len(pieces_of[name]) and pieces_of[name][piece] for name in counts)
-        }
+        at_site = _had(pieces_of[name] for name in counts).intersection(missing)
         # A neighbour that says it is complete has what is missing, though it may not be connected yet.
         hoped = self._hoped(now, neighbours, counts)
         mine = frozenset() if hoped else frozenset(self._thrift.mine(now, missing, at_site))
@@ -96,8 +94,9 @@ class Plan:
     ) -> Decision:
         """Without thrift: the own share among all that fetch first, so that a giver gives each something else.
 
-        Until the share is asked for and here, of other pieces only those that another fetching agent has: what only
-        the givers have is somebody else's share. Then anything, as whoever is fast should help.
+        While there is plenty of it the rest may come as it will: nobody is asked for it who has some of the share.
+        When little is left, of other pieces only those that another fetching agent has: what only the givers have is
+        somebody else's share. Some time after the share was asked for anything, as whoever is fast should help.
         """
         everything = frozenset(missing)
         fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
@@ -107,12 +106,13 @@ class Plan:
         connected = {name: pieces_of[name] for name in fetching if name in pieces_of}
         self._crowd.observe(now, fetching, {name: sum(pieces) for name, pieces in connected.items()})
         own = frozenset(self._crowd.mine(now, missing, ()))
-        if own - begun:
+        left = len(own - begun)
+        if left:
             self._asked_at = now
-        if not own or now - self._asked_at > SHARE_PATIENCE_S:
+        plenty = _PLENTY * len(self._crowd.digests) / (len(fetching) + 1)
+        if left > plenty or now - self._asked_at > SHARE_PATIENCE_S:
             return Decision(everything, False, first=own)
-        spread = {piece for piece in missing if any(pieces[piece] for pieces in connected.values())}
-        return Decision(own | spread | begun, False, first=own)
+        return Decision(own | (everything & _had(connected.values())) | begun, False, first=own)
 
     def fetched(self, now: float) -> None:
         """A piece came in."""
@@ -121,3 +121,11 @@ class Plan:
     def _hoped(self, now: float, neighbours: Mapping[str, PeerCandidate], counts: Mapping[str, int]) -> bool:
         complete = {name for name, peer in neighbours.items() if peer.complete and not peer.kin}
         return self._thrift.worth_waiting(now, complete, counts)
+
+
+def _had(all_pieces: Iterable[Sequence[bool]]) -> set[int]:
+    """The numbers of the pieces that any of these has."""
+    found: set[int] = set()
+    for pieces in all_pieces:
+        found.update(compress(count(), pieces))
+    return found

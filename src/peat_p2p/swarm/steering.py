@@ -20,7 +20,8 @@ from peat_p2p.swarm.torrents import Reading, Torrent
 log = logging.getLogger(__name__)
 _COMPLETE_OUTSIDE = 2
 _PARTING_S = 3.0
-_UNWANTED, _ORDINARY, _FIRST = 0, 4, 7
+_UNWANTED = 0
+_PRIORITIES = (4, 7)  # ordinary; before all others
 
 
 class Steering:
@@ -63,9 +64,10 @@ class Steering:
                 # Connections beyond the link are closed first, or they would be asked for what neighbours have.
                 decision = replace(decision, wanted=decision.wanted & frozenset(partial))
         self.decision = decision
-        for priority in (_FIRST, _ORDINARY, _UNWANTED):
-            changed = [n for n in pieces if _priority(decision, n) == priority != _priority(before, n)]
-            self._torrent.want([n for n in changed if n not in begun], priority)
+        free = frozenset(pieces).difference(begun)
+        for priority, now_at, was_at in zip(_PRIORITIES, _classes(decision), _classes(before), strict=True):
+            self._torrent.want((now_at - was_at) & free, priority)
+        self._torrent.want((before.wanted - decision.wanted) & free, _UNWANTED)
         far = [around.routes.round_trip(peer) for peer in candidates if _by_bearer(peer, reading)]
         around.torrents.round_trip(self._torrent, max(far, default=0.0))
         near = [peer for peer in candidates if self._plan.near(peer)]
@@ -108,10 +110,9 @@ def _hosts(near: Sequence[PeerCandidate]) -> set[str]:
     return {peer.swarm.host for peer in near if _is_ip(peer.swarm.host)}
 
 
-def _priority(decision: Decision, piece: int) -> int:
-    if piece not in decision.wanted:
-        return _UNWANTED
-    return _FIRST if piece in decision.first else _ORDINARY
+def _classes(decision: Decision) -> tuple[frozenset[int], frozenset[int]]:
+    """The pieces that are wanted like any other, and those that are wanted first."""
+    return decision.wanted - decision.first, decision.wanted & decision.first
 
 
 def _is_ip(host: str) -> bool:

@@ -16,6 +16,7 @@ from hashlib import blake2b
 GRACE_S = 6.0
 MIN_PATIENCE_S = 5.0
 _PATIENCE_CHUNKS = 4.0
+_REMEMBERED = 4
 
 
 @dataclass(slots=True)
@@ -34,8 +35,7 @@ class Thrift:
     digests: Sequence[bytes]
     _members: dict[str, _Member] = field(default_factory=dict)
     _awaited: dict[str, float] = field(default_factory=dict)
-    _orders: dict[int, list[str]] = field(default_factory=dict)
-    _ordered_for: tuple[str, ...] = ()
+    _owners: dict[frozenset[str], list[str]] = field(default_factory=dict)
     _chunk_time: float = 0.0
     _last_own: float | None = None
 
@@ -93,8 +93,8 @@ class Thrift:
     def mine(self, now: float, missing: Collection[int], at_site: Collection[int]) -> set[int]:
         """Which of the missing chunks this agent fetches from outside; those in `at_site` a neighbour has already."""
         self._excuse(now, missing, at_site)
-        alive = set(self.live(now))
-        return {n for n in missing if n not in at_site and self._owner(n, alive) == self.me}
+        owners = self._owners_among(self.live(now))
+        return {n for n in missing if owners[n] == self.me and n not in at_site}
 
     def _excuse(self, now: float, missing: Collection[int], at_site: Collection[int]) -> None:
         """A member that owes nothing does not stand still, it waits."""
@@ -102,22 +102,29 @@ class Thrift:
         around.update(
             name for name, member in self._members.items() if member.connected or now - member.seen <= GRACE_S
         )
-        owing = {self._owner(n, around) for n in missing if n not in at_site}
+        owners = self._owners_among(around)
+        owing = {owners[n] for n in missing if n not in at_site}
         for name, member in self._members.items():
             if member.connected and name not in owing:
                 member.progress = now
 
-    def _owner(self, number: int, alive: set[str]) -> str:
-        everyone = (*sorted(self._members), self.me)
-        if everyone != self._ordered_for:
-            self._orders.clear()
-            self._ordered_for = everyone
-        order = self._orders.get(number)
-        if order is None:
-            order = self._orders[number] = rendezvous(self.digests[number], everyone)
-        return next(name for name in order if name in alive)
+    def _owners_among(self, alive: Collection[str]) -> list[str]:
+        """Whose each chunk is when these are alive. Asked for at every look at a torrent: kept for a few sets."""
+        key = frozenset(alive)
+        owners = self._owners.get(key)
+        if owners is None:
+            while len(self._owners) >= _REMEMBERED:
+                del self._owners[next(iter(self._owners))]
+            owners = self._owners[key] = [
+                max(key, key=lambda name: (_weight(name, digest), name)) for digest in self.digests
+            ]
+        return owners
+
+
+def _weight(name: str, digest: bytes) -> bytes:
+    return blake2b(name.encode(), key=digest[:32], digest_size=8).digest()
 
 
 def rendezvous(key: bytes, members: Collection[str]) -> list[str]:
     """Members in the order in which they are responsible for `key`. One going changes nothing among the others."""
-    return sorted(members, key=lambda name: (blake2b(name.encode(), key=key[:32], digest_size=8).digest(), name))
+    return sorted(members, key=lambda name: (_weight(name, key), name), reverse=True)

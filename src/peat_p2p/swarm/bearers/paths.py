@@ -9,12 +9,19 @@ straight (the peer is older, or its UDP is filtered). What is decided holds for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import socket
+import struct
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.bearers.relay import Bearers, Service
 
 LONG_RTT_S = 0.008
+_SURELY_LONG_S = 0.05
+_PROBES = 3
+_PROBE_PATIENCE_S = 1.0
+_TCP_INFO_BYTES, _MIN_RTT_AT = 152, 148
 PATIENCE_S = 4.0
 _ASK_AGAIN_S = 60.0
 
@@ -26,6 +33,7 @@ class Paths:
         self._bearers = bearers
         self._hoped: dict[HostPort, float] = {}  # bearers never heard, and when they were tried last
         self._local: dict[HostPort, HostPort] = {}
+        self._long: dict[HostPort, bool] = {}  # where the kernels were asked
 
     async def to(self, direct: HostPort, bearer: HostPort, service: Service) -> HostPort:
         """Where to connect for a service of a peer: `direct`, or a local port that leads there.
@@ -37,7 +45,7 @@ class Paths:
         shown = self._bearers.reading(bearer)
         if shown is not None:
             self._hoped.pop(bearer, None)
-            if shown.min_rtt < LONG_RTT_S:
+            if not await self._is_long(direct, bearer, shown.min_rtt):
                 return direct
         elif not self._hopeful(bearer):
             return direct
@@ -50,7 +58,22 @@ class Paths:
         if not _by_bearer(bearer):
             return False
         shown = self._bearers.reading(bearer)
-        return shown is not None and shown.min_rtt >= LONG_RTT_S
+        return shown is not None and shown.min_rtt >= LONG_RTT_S and self._long.get(bearer, True)
+
+    async def _is_long(self, direct: HostPort, bearer: HostPort, shown: float) -> bool:
+        """Whether a path is long. A bearer answers when its process gets to it: a busy one looks farther than it is.
+
+        So where that is in doubt the kernels are asked, once: they set up a connection without the processes.
+        """
+        if not LONG_RTT_S <= shown < _SURELY_LONG_S:
+            return shown >= LONG_RTT_S
+        if bearer not in self._long:
+            self._long[bearer] = True
+            for _ in range(_PROBES):
+                if await kernel_round_trip(direct, _PROBE_PATIENCE_S) < LONG_RTT_S:
+                    self._long[bearer] = False
+                    break
+        return self._long[bearer]
 
     def behind(self, address: HostPort) -> HostPort:
         """The direct address for which a local port stands; any other address is returned as it is."""
@@ -74,3 +97,17 @@ def _by_bearer(address: HostPort) -> bool:
         return not ipaddress.ip_address(address.host).is_loopback
     except ValueError:
         return False
+
+
+async def kernel_round_trip(address: HostPort, patience: float) -> float:
+    """Seconds that setting up a TCP connection took, as the kernel measured it; infinity when there was none."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(patience):
+                await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            if len(info) == _TCP_INFO_BYTES:
+                return float(struct.unpack_from("=I", info, _MIN_RTT_AT)[0]) / 1e6
+    return float("inf")
