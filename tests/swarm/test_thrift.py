@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE_S, Plan, whom_to_ask
+from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE, SHARE_PATIENCE_S, Plan, whom_to_ask
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
 DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
@@ -193,26 +193,46 @@ def test_held_back_it_finishes_what_is_begun() -> None:
     assert (decision.wanted, decision.reason) == ({3, 4}, "budget")
 
 
-def test_among_many_each_takes_its_share_of_what_only_the_giver_has_first() -> None:
+def test_among_many_each_asks_the_giver_for_its_own_share_first() -> None:
     peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
     plan, other = Plan("a", "", DIGESTS), Plan("b", "", DIGESTS)
     nothing = {"b": [False] * 200, "a": [False] * 200}
     mine = plan.decide(0.0, ALL, (), peers, nothing)
     theirs = other.decide(0.0, ALL, (), [peers[0], candidate("a", "", complete=False)], nothing)
-    assert mine.wanted | theirs.wanted == ALL
-    assert not mine.wanted & theirs.wanted
-    assert mine.wanted == mine.first
-    # What the other has may be fetched at once; all that is left when the own share is there.
-    there = min(theirs.wanted)
-    spread = plan.decide(0.5, ALL, (), peers, {"b": [n == there for n in range(200)]})
-    assert spread.wanted == mine.wanted | {there}
-    rest = ALL - mine.wanted
-    assert plan.decide(1.0, rest, (), peers, nothing).wanted == rest
-    # And not much later when the last of the share does not come.
-    begun = {min(mine.first)}
-    left = rest | begun
-    assert plan.decide(2.0, left, begun, peers, nothing).wanted == begun
-    assert plan.decide(2.0 + SHARE_PATIENCE_S, left, begun, peers, nothing).wanted == left
+    assert mine.first | theirs.first == ALL
+    assert not mine.first & theirs.first
+    assert mine.wanted == ALL  # the rest may come from whoever has it
+    # What the other has of the own share it gives: the giver is not asked for it first.
+    there = min(mine.first)
+    shown = {"b": [n == there for n in range(200)]}
+    assert plan.decide(0.5, ALL, (), peers, shown).first == mine.first - {there}
+
+
+def test_with_little_left_of_the_own_share_nobody_elses_is_asked_of_the_giver() -> None:
+    peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
+    plan = Plan("a", "", DIGESTS)
+    nothing = {"b": [False] * 200}
+    share = plan.decide(0.0, ALL, (), peers, nothing).first
+    begun, there = frozenset(sorted(share)[5:]), min(ALL - share)
+    shown = {"b": [n == there for n in range(200)]}
+    little = plan.decide(1.0, ALL, begun, peers, shown)
+    assert little.wanted == share | {there}
+    # The other is left alone with its share for a while that grows with the time all this takes, then helped.
+    rest = ALL - share
+    plan.decide(99.0, rest | {min(share)}, (), peers, nothing)
+    others = {"b": [n in share for n in range(200)]}
+    assert not plan.decide(99.0 + SHARE_PATIENCE_S, rest, (), peers, others).wanted
+    assert plan.decide(100.0 + 100 * SHARE_PATIENCE, rest, (), peers, others).wanted == rest
+
+
+def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:
+    thrift = Thrift("a", DIGESTS)
+    thrift.observe(0.0, ("a", "b"), {"b": 0})
+    share = thrift.mine(0.0, ALL, set())
+    thrift.observe(60.0, ("a", "b"), {"b": 0})
+    assert thrift.mine(60.0, ALL, set()) == share
+    thrift.fetched_own(61.0)  # the link carries again, and the other has not moved for a minute
+    assert thrift.mine(61.0, ALL, set()) == ALL
 
 
 @pytest.mark.parametrize("death", [False, True])

@@ -16,7 +16,7 @@ from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.thrift import Thrift, rendezvous
 
 ASK_PATIENCE_S = 8.0
-SHARE_PATIENCE_S = 3.0
+SHARE_PATIENCE_S, SHARE_PATIENCE = 3.0, 0.15  # at least, and of the time so far
 _PLENTY = 0.25  # of the own share
 
 
@@ -50,6 +50,9 @@ class Plan:
         self._thrift = Thrift(me, digests)
         self._crowd = Thrift(me, digests)
         self._asked_at = 0.0
+        self._began_at: float | None = None
+        self._mine: frozenset[int] = frozenset()
+        self._own: frozenset[int] = frozenset()
 
     def near(self, peer: PeerCandidate) -> bool:
         """Whether a candidate is a neighbour."""
@@ -79,7 +82,7 @@ class Plan:
         at_site = _had(pieces_of[name] for name in counts).intersection(missing)
         # A neighbour that says it is complete has what is missing, though it may not be connected yet.
         hoped = self._hoped(now, neighbours, counts)
-        mine = frozenset() if hoped else frozenset(self._thrift.mine(now, missing, at_site))
+        mine = self._mine = frozenset() if hoped else frozenset(self._thrift.mine(now, missing, at_site))
         if mine:
             return Decision(mine | begun, False, f"own share of {len(mine)} chunks from outside")
         return Decision(everything, True, "neighbours fetch the rest from outside" if not at_site else "")
@@ -96,27 +99,34 @@ class Plan:
 
         While there is plenty of it the rest may come as it will: nobody is asked for it who has some of the share.
         When little is left, of other pieces only those that another fetching agent has: what only the givers have is
-        somebody else's share. Some time after the share was asked for anything, as whoever is fast should help.
+        somebody else's share, and comes the sooner the less this one asks for. A good while after that anything: who
+        is fast should help who is slow.
         """
         everything = frozenset(missing)
         fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
+        if self._began_at is None:
+            self._began_at = now
         if not fetching:
             return Decision(everything, False)
         # Those not connected yet count for a while: the first seconds decide how often the giver gives the same.
         connected = {name: pieces_of[name] for name in fetching if name in pieces_of}
         self._crowd.observe(now, fetching, {name: sum(pieces) for name, pieces in connected.items()})
-        own = frozenset(self._crowd.mine(now, missing, ()))
+        spread = everything & _had(connected.values())
+        own = self._own = frozenset(self._crowd.mine(now, missing, spread))
         left = len(own - begun)
         if left:
             self._asked_at = now
         plenty = _PLENTY * len(self._crowd.digests) / (len(fetching) + 1)
-        if left > plenty or now - self._asked_at > SHARE_PATIENCE_S:
+        patience = max(SHARE_PATIENCE_S, SHARE_PATIENCE * (now - self._began_at))
+        if left > plenty or now - self._asked_at > patience:
             return Decision(everything, False, first=own)
-        return Decision(own | (everything & _had(connected.values())) | begun, False, first=own)
+        return Decision(own | spread | begun, False, first=own)
 
-    def fetched(self, now: float) -> None:
-        """A piece came in."""
-        self._thrift.fetched_own(now)
+    def fetched(self, now: float, pieces: Collection[int]) -> None:
+        """These came in."""
+        for share, thrift in ((self._mine, self._thrift), (self._own, self._crowd)):
+            if not share.isdisjoint(pieces):
+                thrift.fetched_own(now)
 
     def _hoped(self, now: float, neighbours: Mapping[str, PeerCandidate], counts: Mapping[str, int]) -> bool:
         complete = {name for name, peer in neighbours.items() if peer.complete and not peer.kin}

@@ -34,9 +34,9 @@ class Steering:
         self._around = around
         self._plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
 
-    def fetched(self) -> None:
-        """A piece came in."""
-        self._plan.fetched(self._around.clock.monotonic())
+    def fetched(self, pieces: Collection[int]) -> None:
+        """These came in."""
+        self._plan.fetched(self._around.clock.monotonic(), pieces)
 
     def steer(
         self,

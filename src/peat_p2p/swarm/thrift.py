@@ -38,9 +38,13 @@ class Thrift:
     _owners: dict[frozenset[str], list[str]] = field(default_factory=dict)
     _chunk_time: float = 0.0
     _last_own: float | None = None
+    _first_look: float | None = None
+    _owes: bool = False
 
     def observe(self, now: float, members: Collection[str], held: Mapping[str, int]) -> None:
         """Take in who fetches at this site (by documents), and how many chunks each connected one has."""
+        if self._first_look is None:
+            self._first_look = now
         for name in [name for name in self._members if name not in members]:
             del self._members[name]
         for name in members:
@@ -84,9 +88,15 @@ class Thrift:
     def live(self, now: float) -> list[str]:
         """Members that count now, this agent included."""
         alive = [self.me]
+        # While nothing comes to this agent either, though it asked, it is the link that stands still.
+        asked = self._first_look if self._last_own is None else self._last_own
+        moved = asked if self._owes and asked is not None else now
         for name, member in self._members.items():
-            limit, since = (self.patience, member.progress) if member.connected else (GRACE_S, member.seen)
-            if now - since <= limit:
+            if member.connected:
+                there = moved - member.progress <= self.patience
+            else:
+                there = now - member.seen <= GRACE_S
+            if there:
                 alive.append(name)
         return sorted(alive)
 
@@ -104,6 +114,7 @@ class Thrift:
         )
         owners = self._owners_among(around)
         owing = {owners[n] for n in missing if n not in at_site}
+        self._owes = self.me in owing
         for name, member in self._members.items():
             if member.connected and name not in owing:
                 member.progress = now

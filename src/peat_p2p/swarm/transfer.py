@@ -33,7 +33,7 @@ from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.swarm.torrents import Reading, Torrent
-from peat_p2p.swarm.written import disk_error, remove_files, written
+from peat_p2p.swarm.written import Checks, disk_error, remove_files, written
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ class Transfer:
             self._dialer = Dialer(torrent, self.envelope, around, tasks)
             self._feeds = Feeds(torrent, around, tasks)
             try:
-                good = await self._run_torrent(torrent, pieces)
+                good = await self._run_torrent(torrent, pieces, tasks)
             except Exception as error:  # raised below: the group would wrap it
                 failure = error
             self._dialer.stop()
@@ -338,22 +338,29 @@ class Transfer:
         if good:
             await self._wait_landed(parsed)
 
-    async def _run_torrent(self, torrent: Torrent, pieces: dict[int, ChunkRef]) -> bool:
+    async def _run_torrent(self, torrent: Torrent, pieces: dict[int, ChunkRef], tasks: asyncio.TaskGroup) -> bool:
         """Fetch and verify `pieces`. False when one did not match and the torrent must be added anew."""
         around = self._around
         steering, feeds = Steering(torrent, around, frozenset(pieces)), self._feeds
         assert feeds is not None
-        while pieces:
+
+        async def check(chunks: list[ChunkRef]) -> bool:
+            await asyncio.to_thread(self._save, durable=False)
+            return await self._verify(torrent, chunks)
+
+        checks = Checks(check, tasks, torrent.wake.set)
+        while True:
             reading = torrent.read()
             if reading.errno:
                 raise disk_error(reading, self.manifest.reference, around.store.root)
             self._count(reading, feeds)
-            await asyncio.to_thread(self._save, durable=False)
             done = [n for n in pieces if reading.have[n]]
-            if done:
-                steering.fetched()
-                if not await self._verify(torrent, [pieces.pop(n) for n in done]):
-                    return False
+            steering.fetched(done)
+            checks.add([pieces.pop(n) for n in done])
+            if not checks.good:
+                return False
+            if not pieces and checks.idle:
+                break
             held = around.hold(self)
             candidates = self._evidence.honest(self._candidates())
             self._revival.look(candidates, around.clock.monotonic())
@@ -365,7 +372,8 @@ class Transfer:
             self._observe(torrent, reading, steering.decision, held)
             if self._evidence.forgive(reading.peers):
                 return False
-            await asyncio.sleep(min(TICK_S, _QUIET_S + _QUIET_PER_PIECE_S * len(torrent.parsed.chunks)))
+            if pieces:
+                await asyncio.sleep(min(TICK_S, _QUIET_S + _QUIET_PER_PIECE_S * len(torrent.parsed.chunks)))
             await torrent.woken(TICK_S)
         reading = torrent.read()
         self._count(reading, feeds)

@@ -1,15 +1,15 @@
 """Waiting until finished pieces are in their files.
 
 libtorrent reports a piece when its hash is right, which is before its blocks are written: it keeps them in memory for
-seconds. Owns the wait, what a failing disk means, and the clean start that makes it sound; what does not come to match
-in time is left to the caller. Must not know the store's journal.
+seconds. Owns the wait, what a failing disk means, the clean start that makes it sound, and that all this goes on beside
+the transfer; what does not come to match in time is left to the caller. Must not know the store's journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from blake3 import blake3
@@ -20,6 +20,55 @@ from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError
 from peat_p2p.swarm.torrents import Reading, Torrent
 
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+
+
+class Checks:
+    """Checks finished chunks in batches, one after the other, while their transfer goes on steering.
+
+    A slow disk takes seconds to have chunks for certain: what comes in meanwhile is the next batch. `check` says
+    whether all of a batch were good; `tasks` runs it; `wake` is called after each batch.
+    """
+
+    def __init__(
+        self, check: Callable[[list[ChunkRef]], Awaitable[bool]], tasks: asyncio.TaskGroup, wake: Callable[[], None]
+    ) -> None:
+        self._check = check
+        self._tasks = tasks
+        self._wake = wake
+        self._waiting: list[ChunkRef] = []
+        self._running: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
+        self._good = True
+
+    def add(self, chunks: Iterable[ChunkRef]) -> None:
+        """Have these checked."""
+        self._waiting += chunks
+        if self._waiting and self._running is None and self._good:
+            self._running = self._tasks.create_task(self._run(), name="check chunks")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being checked."""
+        return self._running is None
+
+    @property
+    def good(self) -> bool:
+        """Whether all were good so far. Raises what a check raised."""
+        if self._error is not None:
+            raise self._error
+        return self._good
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting and self._good:
+                batch, self._waiting = self._waiting, []
+                self._good = await self._check(batch)
+                self._wake()
+        except Exception as error:  # raised by `good`: the group would end everything and wrap it
+            self._error = error
+        finally:
+            self._running = None
+            self._wake()
 
 
 async def written(torrent: Torrent, store: ChunkStore, chunks: Iterable[ChunkRef]) -> None:
