@@ -107,7 +107,7 @@ class Fleet:
         for site, names in sites.items():
             for name in names:
                 formation.issue(name, [Role.AGENT, Role.PUBLISHER], root / name / "node")
-                host = network.address(name) if network else "127.0.0.1"
+                host = network.address(name) if network else f"127.0.1.{len(self.agents) + 1}"
                 self.agents[name] = Agent(name, site, root / name, host)
         self.endpoints = {name: self.credentials(name).identity.endpoint_id for name in self.agents}
         self.package: StoredPackage | None = None

@@ -150,7 +150,7 @@ def _suspicions(agent: Agent, holders: list[Fact]) -> Iterator[Fact]:
         suspects = platform.get("suspects")
         for peer in suspects if isinstance(suspects, list) else []:
             if peer in named and agent_id != agent.agent_id:
-                yield Fact("holder", peer, "suspected", f"{agent_id} says it sent bytes that did not verify")
+                yield Fact("holder", peer, "suspected", f"{agent_id} says it sent bad bytes or held back")
 
 
 def _commands(agent: Agent, name: str) -> Iterator[Fact]:

@@ -106,7 +106,7 @@ class Facts:
             workloads=[{"name": d.package, "version": d.version, "status": self.state_of(d)} for d in self._in_force],
             now=self._clock.wall(),
         )
-        # Who sent this agent bytes that did not verify: others may want to know before they ask there.
+        # Who sent this agent bad bytes or held back what it promised: others may want to know before they ask there.
         return {**beat, "suspects": sorted(self._suspects)} if self._suspects else beat
 
     def tell(self, tickets: Sequence[Ticket]) -> None:
@@ -133,7 +133,8 @@ class Facts:
         for key, fields in told.items():
             self._book.want(key, fields)
         self._told = told
-        self._suspects.update(peer for ticket in tickets for peer in ticket.status.bad_peers)
+        for ticket in tickets:
+            self._suspects.update(ticket.status.bad_peers, dict(ticket.status.suspects))
         self._book.want(Key(PLATFORMS, self._agent_id), self.heartbeat())
 
     def _unless_same(self, key: Key, fields: Fields) -> Fields:

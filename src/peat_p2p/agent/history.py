@@ -93,6 +93,7 @@ def _decode(content: dict[str, Any]) -> EndedTransfer:
             "state": TransferState(raw["state"]),
             "sources": tuple(SourceBytes(**source) for source in raw["sources"]),
             "bad_peers": tuple(raw["bad_peers"]),
+            "suspects": tuple((who, what) for who, what in raw.get("suspects", ())),
         }
     )
     manifest = Manifest.from_payload(content["manifest"].encode())

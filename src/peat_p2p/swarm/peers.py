@@ -106,7 +106,9 @@ class PeerBook:
         if patience is not None:
             health.retry_at = now + patience
             return
-        health.retry_at = now + min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(health.failures - 1, 16))
+        wait = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(health.failures - 1, 16))
+        # The end of a connection to one that sent bad data is no reason to try it sooner.
+        health.retry_at = max(health.retry_at, now + wait) if health.bad_chunks else now + wait
 
     def tried(self, endpoint_id: str, now: float, patience: float) -> None:
         """A connection was begun: do not begin another within `patience`."""
@@ -133,6 +135,11 @@ class PeerBook:
         health = self.health(endpoint_id)
         health.bad_chunks += 1
         health.retry_at = now + min(LAST_SHUN_S, LAST_RETRY_S * 2.0 ** min(health.bad_chunks - 1, 16))
+
+    def withheld(self, endpoint_id: str, now: float, what: str) -> None:
+        """A peer did not give what it promised: as after bad data, but it may have its reasons."""
+        self.sent_bad(endpoint_id, now)
+        self.health(endpoint_id).last_error = what
 
     def mended(self, endpoint_id: str, now: float) -> None:
         """A peer that sent bad data looked and dropped it: it may be tried again soon, but still comes last."""

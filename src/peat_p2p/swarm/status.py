@@ -46,7 +46,7 @@ class TransferStatus:
     """A transfer at one moment. Bytes of distinct chunks; `reason` says what it waits for or why it failed.
 
     `wasted` is what was received and thrown away; while the transfer runs, what is in flight cannot be told from it and
-    it is 0.
+    it is 0. `suspects` are the agents that sent bad data or held back what they promised, each with what it did.
     """
 
     state: TransferState
@@ -63,3 +63,4 @@ class TransferStatus:
     peers: int
     bad_peers: tuple[str, ...]
     priority: Priority = Priority.SUPPORT
+    suspects: tuple[tuple[str, str], ...] = ()

@@ -92,11 +92,10 @@ class Thrift:
         asked = self._first_look if self._last_own is None else self._last_own
         moved = asked if self._owes and asked is not None else now
         for name, member in self._members.items():
-            if member.connected:
-                there = moved - member.progress <= self.patience
-            else:
-                there = now - member.seen <= GRACE_S
-            if there:
+            still, limit = (
+                (moved - member.progress, self.patience) if member.connected else (now - member.seen, GRACE_S)
+            )
+            if still <= limit:
                 alive.append(name)
         return sorted(alive)
 

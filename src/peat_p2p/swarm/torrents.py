@@ -27,6 +27,7 @@ from peat_p2p.trust.credentials import NodeCredentials
 log = logging.getLogger(__name__)
 _FROM_DOCUMENTS = 1  # libtorrent clears a peer's failure only for this source ("tracker")
 _BLOCKED = 1
+_REQUESTED = 1  # the state of a block
 _NOT_CONNECTED = lt.peer_info.handshake | lt.peer_info.connecting
 
 
@@ -41,6 +42,7 @@ class PeerReading:
     rate: int
     outgoing: bool
     pieces: Sequence[bool]
+    choked: bool = False
 
     @property
     def connection(self) -> Connection:
@@ -122,6 +124,17 @@ class Torrent:
     def partial(self) -> set[int]:
         """Pieces that are begun: requested or received in part."""
         return {piece["piece_index"] for piece in self._handle.get_download_queue()}
+
+    def debts(self) -> tuple[dict[HostPort, set[int]], dict[HostPort, set[int]]]:
+        """Of the pieces that are begun: who was asked for blocks of which, and who gave blocks of which."""
+        owes: dict[HostPort, set[int]] = {}
+        gave: dict[HostPort, set[int]] = {}
+        for piece in self._handle.get_download_queue():
+            for block in piece["blocks"]:
+                if block["state"]:
+                    side = owes if block["state"] == _REQUESTED else gave
+                    side.setdefault(HostPort(*block["peer"]), set()).add(piece["piece_index"])
+        return owes, gave
 
     def keep_inside(self, inside: bool) -> None:
         """Connect to the addresses of `TorrentSession.allow_inside` alone, or to anybody again."""
@@ -251,19 +264,38 @@ class TorrentSession:
         if self._session is not None and torrent.handle.is_valid():
             self._session.remove_torrent(torrent.handle)
 
+    def drop(self, torrent: Torrent, host: str) -> None:
+        """End a torrent's connections with an IP address. They may be made anew: who is dialled is decided elsewhere.
+
+        There is no call for that; an address that becomes forbidden for a moment does it.
+        """
+        if self._session is None or not torrent.handle.is_valid():
+            return
+        inside = bool(torrent.handle.flags() & lt.torrent_flags.apply_ip_filter)
+        forbidden = lt.ip_filter()
+        forbidden.add_rule(host, host, _BLOCKED)
+        self._session.set_ip_filter(forbidden)
+        torrent.keep_inside(True)
+        torrent.keep_inside(inside)
+        self._session.set_ip_filter(self._only_inside())
+
     def allow_inside(self, hosts: Collection[str]) -> None:
         """Add IP addresses that torrents kept inside may connect to."""
         new = set(hosts) - self._inside
         if not new or self._session is None:
             return
         self._inside |= new
+        # Only torrents with the flag of `keep_inside` look at it.
+        self._session.set_ip_filter(self._only_inside())
+
+    def _only_inside(self) -> lt.ip_filter:
         rules = lt.ip_filter()
-        rules.add_rule("0.0.0.0", "255.255.255.255", _BLOCKED)  # noqa: S104 - a range, no listener
-        rules.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", _BLOCKED)
+        if self._inside:
+            rules.add_rule("0.0.0.0", "255.255.255.255", _BLOCKED)  # noqa: S104 - a range, no listener
+            rules.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", _BLOCKED)
         for host in self._inside:
             rules.add_rule(host, host, 0)
-        # Only torrents with the flag of `keep_inside` look at it.
-        self._session.set_ip_filter(rules)
+        return rules
 
     def round_trip(self, torrent: Torrent, seconds: float) -> None:
         """How far the farthest peer is that a torrent fetches from by a bearer: the farther, the more is asked for."""
@@ -349,6 +381,7 @@ def _peer_reading(peer: lt.peer_info) -> PeerReading:
         rate=peer.payload_down_speed,
         outgoing=bool(peer.flags & lt.peer_info.outgoing_connection),
         pieces=peer.pieces,
+        choked=bool(peer.flags & lt.peer_info.remote_choked),
     )
 
 

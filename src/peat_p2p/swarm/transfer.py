@@ -116,6 +116,7 @@ class Transfer:
             peers=at.peers,
             bad_peers=tuple(sorted(self._names.get(peer, peer) for peer in ledger.bad_peers)),
             priority=self.priority,
+            suspects=self._evidence.suspects(ledger.bad_peers, self._names),
         )
 
     async def wait(self) -> StoredPackage:
@@ -364,6 +365,7 @@ class Transfer:
             held = around.hold(self)
             candidates = self._evidence.honest(self._candidates())
             self._revival.look(candidates, around.clock.monotonic())
+            self._evidence.watch(torrent, reading, candidates)
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
             fed = feeds.steer(steering.decision, candidates, to_dial)
             if self._dialer is not None:
@@ -451,10 +453,8 @@ class Transfer:
         if held:
             self._set(TransferState.WAITING, held)
         elif giving:
-            names = sorted(self._names.get(peer, peer) for peer in giving)
-            self._set(
-                TransferState.FETCHING, "; ".join(filter(None, (f"from {', '.join(names[:8])}", decision.reason)))
-            )
+            names = ", ".join(sorted(self._names.get(peer, peer) for peer in giving)[:8])
+            self._set(TransferState.FETCHING, "; ".join(filter(None, (f"from {names}", decision.reason))))
         else:
             self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
 
@@ -489,8 +489,8 @@ class Transfer:
         self._notify()
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _save(self, *, durable: bool = True) -> None:
         try:
