@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.core.errors import ConfigError
-from peat_p2p.swarm.budget import Budget, Meter, Window
+from peat_p2p.swarm.budget import Budget, Crossings, Meter, Window
 from peat_p2p.swarm.peers import StaticPeers
 from peat_p2p.swarm.status import TransferState
 
@@ -77,6 +77,54 @@ def test_a_used_up_budget_is_never_open_in_the_same_period(steps) -> None:
         day = datetime.fromtimestamp(now, UTC).date()
         spent[day] = spent.get(day, 0) + count
         assert bool(meter.why_not(now)) == (spent[day] >= 1000)
+
+
+def test_of_the_traffic_only_what_crosses_counts() -> None:
+    crossings = Crossings()
+    assert crossings.observe(100, []) == 100  # nothing says that it stayed
+    assert crossings.observe(200, [("near", True, 0)]) == 0
+    # 3 of 4 payload bytes crossed, so 3 of 4 of the headers did.
+    assert crossings.observe(1200, [("near", True, 200), ("far", False, 600)]) == 750
+    assert crossings.observe(1300, [("near", True, 280), ("far", False, 600)]) == 0
+    assert crossings.observe(1400, [("near", True, 280), ("far", False, 10)]) == 100  # another connection by that key
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**4)), max_size=30))
+def test_no_more_counts_than_crossed_in_all_and_no_less_than_the_payload_outside(steps) -> None:
+    crossings, near, far, traffic, counted = Crossings(), 0, 0, 0, 0
+    for more_near, more_far, headers in steps:
+        near, far, traffic = near + more_near, far + more_far, traffic + more_near + more_far + headers
+        counted += crossings.observe(traffic, [("n", True, near), ("f", False, far)])
+    assert far - len(steps) <= counted <= traffic
+
+
+@pytest.mark.parametrize(("inside", "stops"), [(False, False), (True, True)])
+async def test_what_stays_in_the_site_counts_only_when_told_so(node, content, inside: bool, stops: bool) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=2_000_000))
+    await (await ann.start(site="s", upload_limit=800_000)).seed(package)
+    engine = await bob.start(site="s", budget=Budget(day=300_000, inside=inside))
+    transfer = engine.fetch(package.envelope, StaticPeers([ann.candidate(site="s")]))
+    async with asyncio.timeout(30):
+        async for status in transfer.updates():
+            if "used up" in status.reason:
+                break
+    assert bool(engine.stopped) == stops
+    assert (status.state is TransferState.COMPLETE) != stops
+
+
+async def test_a_giver_knows_its_neighbours_too(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=1_000_000))
+    giver = await ann.start(site="s", budget=Budget(day=300_000))
+    await giver.seed(package)
+    engine = await bob.start(site="s")
+    sites = {bob.candidate().endpoint_id[:20]: "s"}
+    giver.know_sites(lambda peer: sites.get(peer, ""))
+    async with asyncio.timeout(30):
+        await engine.fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+    await asyncio.sleep(1.2)
+    assert not giver.stopped
 
 
 async def test_a_used_up_budget_stops_everything_says_so_and_survives_a_restart(node, content) -> None:

@@ -18,6 +18,7 @@ from peat_p2p.fleet.heartbeat import Heartbeat
 from peat_p2p.fleet.holdings import Holding, PullStatus
 from peat_p2p.fleet.ids import PLATFORMS
 from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.session import peer_fingerprint
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -28,6 +29,8 @@ class FleetPeers:
     def __init__(self, view: FleetView, networks: Sequence[Network] = ()) -> None:
         self._view = view
         self._networks = tuple(networks)
+        self._sites: dict[str, str] = {}
+        self._sites_for: object = None
 
     def candidates(self, manifest_digest: str) -> list[PeerCandidate]:
         """Agents that say they hold chunks of the package and where they are.
@@ -56,6 +59,17 @@ class FleetPeers:
     async def wait_change(self) -> None:
         """Return when any document changed."""
         await self._view.changes.next().wait()
+
+    def site_of(self, peer: str) -> str:
+        """The site of the agent whose endpoint id begins with these digits, by its heartbeat; empty when unknown."""
+        changes = self._view.changes.next()
+        if self._sites_for is not changes:
+            self._sites_for = changes
+            self._sites = {
+                peer_fingerprint(str(beat.get("endpoint_id", ""))): str(beat.get("site", ""))
+                for beat in self._view.all(PLATFORMS).values()
+            }
+        return self._sites.get(peer, "")
 
     def _candidate(self, holding: Holding, *, kin: bool) -> PeerCandidate | None:
         document = self._view.get(PLATFORMS, holding.agent_id)

@@ -87,9 +87,11 @@ class Agent:
         self.link = SidecarLink(
             sidecar, self.book, self.view, on_change=self._document_changed, on_connected=self._connected
         )
+        peers = FleetPeers(self.view, own_networks())
+        engine.know_sites(peers.site_of)
         self.transfers = Transfers(
             engine,
-            FleetPeers(self.view, own_networks()),
+            peers,
             config.state_root / "transfers",
             clock=clock,
             on_change=self._tell,

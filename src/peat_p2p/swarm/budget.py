@@ -1,6 +1,6 @@
 """When the swarm may use the network, and how much.
 
-Owns byte budgets per hour, day and month and windows of the day, all in UTC. Rule: when a budget is used up everything
+Owns byte budgets per hour, day and month and windows of the day, all in UTC, and which bytes count. Rule: when a budget is used up everything
 stops and says so, until the period ends; nothing falls back to another way by itself; after a crash rather too much
 has been counted than too little. Pure: time is an argument. Must not know sessions or files.
 """
@@ -48,17 +48,49 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes, both ways together, per hour, day and month (0: no limit), and when traffic is allowed (none: always)."""
+    """Bytes, both ways together, per hour, day and month (0: no limit), and when traffic is allowed (none: always).
+
+    What stays inside the site counts only with `inside`.
+    """
 
     hour: int = 0
     day: int = 0
     month: int = 0
     windows: tuple[Window, ...] = ()
+    inside: bool = False
 
     @property
     def limits(self) -> bool:
         """Whether it forbids anything at all."""
         return bool(self.hour or self.day or self.month or self.windows)
+
+
+@dataclass(slots=True)
+class Crossings:
+    """Of all bytes of a session, those that crossed between sites.
+
+    Payload is known by connection, protocol and headers are not: they are shared out as the payload of the same
+    moment is. Where that says nothing, everything counts unless there are neighbours alone.
+    """
+
+    _traffic: int = 0
+    _payload: dict[str, int] = field(default_factory=dict)
+
+    def observe(self, traffic: int, connections: Iterable[tuple[str, bool, int]]) -> int:
+        """Take a look: all bytes since the start; of each connection its key, whether it stays inside, its payload."""
+        gained = max(0, traffic - self._traffic)
+        self._traffic = max(traffic, self._traffic)
+        before, self._payload = self._payload, {}
+        sides, seen = {True: 0, False: 0}, {True: False, False: False}
+        for key, inside, payload in connections:
+            last = before.get(key, 0)
+            sides[inside] += payload - last if payload >= last else payload
+            seen[inside] = True
+            self._payload[key] = payload
+        total = sides[True] + sides[False]
+        if total:
+            return round(gained * sides[False] / total)
+        return 0 if seen[True] and not seen[False] else gained
 
 
 @dataclass(slots=True)

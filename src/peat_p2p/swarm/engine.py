@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ from peat_p2p.core.atomic import write_atomic
 from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.core.errors import ExhaustedError, UnavailableError
 from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
-from peat_p2p.swarm.budget import Budget, Meter
+from peat_p2p.swarm.budget import Budget, Crossings, Meter
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
 from peat_p2p.swarm.peers import PeerBook, PeerHealth, PeerSource
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.seeds import Seeds
-from peat_p2p.swarm.session import Limits
+from peat_p2p.swarm.session import Limits, peer_fingerprint
 from peat_p2p.swarm.status import Priority
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.throttle import Throttle
@@ -76,6 +76,7 @@ class SwarmEngine:
         self._taken = Throttle(clock.monotonic, config.download_limit)
         self._given = Throttle(clock.monotonic, config.upload_limit)
         self._stopped = ""
+        self._site_of: Callable[[str], str] = lambda _peer: ""
         self._around: Surroundings
         self.swarm_address = config.listen
         self.metadata_address = config.metadata_listen
@@ -199,16 +200,19 @@ class SwarmEngine:
 
     async def _metering(self, path: Path) -> None:
         """Count all traffic; stop and resume the session as the budget says."""
+        crossings = Crossings()
         counted = margin = 0
         saved = self._clock.monotonic()
         try:
             while True:
                 self._torrents.ask_traffic()
                 await asyncio.sleep(_METER_S)
-                traffic = self._torrents.traffic + self._taken.total + self._given.total
-                self._meter.spend(self._clock.wall(), traffic - counted)
-                margin += traffic - counted
-                counted = traffic
+                # What goes through the throttles goes to other sites alone.
+                streams = self._taken.total + self._given.total
+                spent = crossings.observe(self._torrents.traffic, self._connections()) + streams - counted
+                self._meter.spend(self._clock.wall(), spent)
+                margin += spent
+                counted = streams
                 self._keep_budget()
                 now = self._clock.monotonic()
                 if now - saved >= _METER_SAVE_S:
@@ -218,12 +222,30 @@ class SwarmEngine:
         finally:
             write_atomic(path, self._meter.dump(0))
 
+    def _connections(self) -> list[tuple[str, bool, int]]:
+        """Key, whether it is a neighbour's, payload."""
+        site = "" if self._config.budget.inside else self._config.site
+        near = {
+            peer_fingerprint(peer.endpoint_id)
+            for transfer in self._transfers.values()
+            for peer in (() if transfer.ended else transfer.candidates())
+            if site and peer.site == site
+        }
+        return [
+            (key, bool(site) and (peer in near or self._site_of(peer) == site), payload)
+            for key, peer, payload in self._torrents.connections()
+        ]
+
     def _keep_budget(self) -> None:
         reason = self._meter.why_not(self._clock.wall())
         if bool(reason) != bool(self._stopped):
             log.warning("swarm traffic stops: %s", reason) if reason else log.info("swarm traffic goes on")
             self._torrents.pause(bool(reason))
         self._stopped = reason
+
+    def know_sites(self, site_of: Callable[[str], str]) -> None:
+        """Tell where peers stand whom this node only gives to: from the first 20 digits of an endpoint id to a site."""
+        self._site_of = site_of
 
     def health(self, endpoint_id: str) -> PeerHealth | None:
         """What is known of a peer from dealing with it; None when there was no dealing."""

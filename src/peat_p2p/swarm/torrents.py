@@ -316,6 +316,15 @@ class TorrentSession:
             else:
                 self._session.resume()
 
+    def connections(self) -> list[tuple[str, str, int]]:
+        """Every connection of every torrent: a key, the peer's fingerprint, payload bytes both ways."""
+        return [
+            (f"{infohash} {peer.ip}", _peer_name(peer.pid), peer.total_download + peer.total_upload)
+            for infohash, torrent in self._torrents.items()
+            for peer in torrent.handle.get_peer_info()
+            if not peer.flags & _NOT_CONNECTED
+        ]
+
     def ask_traffic(self) -> None:
         """Bring `traffic` up to date soon."""
         if self._session is not None:

@@ -240,7 +240,7 @@ class Transfer:
                 self._set(TransferState.WAITING, held)
                 await asyncio.sleep(TICK_S)
                 continue
-            candidates = self._candidates()
+            candidates = self.candidates()
             now = around.clock.monotonic()
             silent = self._revival.look(candidates, now)
             asked = whom_to_ask(candidates, around.endpoint_id, around.site, self.manifest_digest, now - begun)
@@ -363,7 +363,7 @@ class Transfer:
             if not pieces and checks.idle:
                 break
             held = around.hold(self)
-            candidates = self._evidence.honest(self._candidates())
+            candidates = self._evidence.honest(self.candidates())
             self._revival.look(candidates, around.clock.monotonic())
             self._evidence.watch(torrent, reading, candidates)
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
@@ -427,7 +427,7 @@ class Transfer:
 
     def _observe(self, torrent: Torrent, reading: Reading, decision: Decision, held: str) -> None:
         around, at = self._around, self._at
-        endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self._candidates()}
+        endpoints = {peer_fingerprint(peer.endpoint_id): peer for peer in self.candidates()}
         for peer in reading.peers:
             known = endpoints.get(peer.peer)
             if known is not None:
@@ -445,7 +445,7 @@ class Transfer:
         if self._feeds is not None:
             self._evidence.fed(self._feeds.take_bad())
         if self._dialer is not None:
-            self._evidence.report(torrent, self._candidates(), self._dialer)
+            self._evidence.report(torrent, self.candidates(), self._dialer)
         rate = reading.rate + (self._feeds.rate if self._feeds is not None else 0.0)
         at.rate += _RATE_MEMORY * (rate - at.rate) if at.rate else rate
         giving = {peer.peer for peer in reading.peers} | {peer_fingerprint(one.endpoint_id) for one in fed}
@@ -458,9 +458,9 @@ class Transfer:
         else:
             self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
 
-    def _candidates(self) -> list[PeerCandidate]:
-        candidates = self._source.candidates(self.manifest_digest)
-        return self._around.book.order(candidates)
+    def candidates(self) -> list[PeerCandidate]:
+        """Who may give what it fetches, best first."""
+        return self._around.book.order(self._source.candidates(self.manifest_digest))
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait until the source changes, at most `seconds`."""
@@ -473,7 +473,7 @@ class Transfer:
 
     def _blame(self, peer: str) -> None:
         self._ledger.bad_peers[peer] = self._ledger.bad_peers.get(peer, 0) + 1
-        for candidate in self._candidates():
+        for candidate in self.candidates():
             if peer_fingerprint(candidate.endpoint_id) == peer:
                 self._names[peer] = candidate.agent_id
                 self._around.book.sent_bad(candidate.endpoint_id, self._around.clock.monotonic())
