@@ -1,8 +1,8 @@
 """When the swarm may use the network, and how much.
 
-Owns byte budgets per hour, day and month and windows of the day, all in UTC, and which bytes count. Rule: when a budget is used up everything
-stops and says so, until the period ends; nothing falls back to another way by itself; after a crash rather too much
-has been counted than too little. Pure: time is an argument. Must not know sessions or files.
+Owns byte budgets per hour, day and month and windows of the day, all in UTC, and which bytes count. Rule: when a budget
+is used up everything stops and says so, until the period ends; nothing falls back to another way by itself; after a
+crash rather too much has been counted than too little. Pure: time is an argument. Must not know sessions or files.
 """
 
 from __future__ import annotations
