@@ -208,21 +208,22 @@ def test_among_many_each_asks_the_giver_for_its_own_share_first() -> None:
     assert plan.decide(0.5, ALL, (), peers, shown).first == mine.first - {there}
 
 
-def test_with_little_left_of_the_own_share_nobody_elses_is_asked_of_the_giver() -> None:
+def test_the_last_that_only_the_giver_has_is_left_to_those_whose_share_it_is() -> None:
     peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
     plan = Plan("a", "", DIGESTS)
     nothing = {"b": [False] * 200}
     share = plan.decide(0.0, ALL, (), peers, nothing).first
-    begun, there = frozenset(sorted(share)[5:]), min(ALL - share)
-    shown = {"b": [n == there for n in range(200)]}
-    little = plan.decide(1.0, ALL, begun, peers, shown)
-    assert little.wanted == share | {there}
-    # The other is left alone with its share for a while that grows with the time all this takes, then helped.
-    rest = ALL - share
-    plan.decide(99.0, rest | {min(share)}, (), peers, nothing)
-    others = {"b": [n in share for n in range(200)]}
-    assert not plan.decide(99.0 + SHARE_PATIENCE_S, rest, (), peers, others).wanted
-    assert plan.decide(100.0 + 100 * SHARE_PATIENCE, rest, (), peers, others).wanted == rest
+    theirs = ALL - share
+    # The own share is here, of the other's much is not asked for yet: this one helps.
+    assert plan.decide(50.0, theirs, (), peers, nothing).wanted == theirs
+    last = frozenset(sorted(theirs)[:4])
+    mine = frozenset({min(share)})
+    there = theirs - last  # the other has all but those of its share
+    shown = {"b": [n in there for n in range(200)]}
+    assert plan.decide(99.0, theirs | mine, (), peers, shown).wanted == there | mine
+    assert plan.decide(99.0 + SHARE_PATIENCE_S, theirs, (), peers, shown).wanted == there
+    # It is left alone for a while that grows with the time all this takes, then helped.
+    assert plan.decide(100.0 + 100 * SHARE_PATIENCE, theirs, (), peers, shown).wanted == theirs
 
 
 def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:

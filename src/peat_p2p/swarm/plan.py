@@ -17,7 +17,7 @@ from peat_p2p.swarm.thrift import Thrift, rendezvous
 
 ASK_PATIENCE_S = 8.0
 SHARE_PATIENCE_S, SHARE_PATIENCE = 3.0, 0.15  # at least, and of the time so far
-_PLENTY = 0.25  # of the own share
+_ON_THEIR_WAY = 6  # pieces that each fetching agent has asked of a giver, or so
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,9 @@ class Plan:
     ) -> Decision:
         """Without thrift: the own share among all that fetch first, so that a giver gives each something else.
 
-        While there is plenty of it the rest may come as it will: nobody is asked for it who has some of the share.
-        When little is left, of other pieces only those that another fetching agent has: what only the givers have is
-        somebody else's share, and comes the sooner the less this one asks for. A good while after that anything: who
-        is fast should help who is slow.
+        After it whatever is rarest, so that who is fast helps who is slow. In the end, when what only the givers have
+        is about what was asked of them already, nothing of that but the own share, or the giver gives the last pieces
+        to everybody. Should that last take long, anything.
         """
         everything = frozenset(missing)
         fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
@@ -113,12 +112,11 @@ class Plan:
         self._crowd.observe(now, fetching, {name: sum(pieces) for name, pieces in connected.items()})
         spread = everything & _had(connected.values())
         own = self._own = frozenset(self._crowd.mine(now, missing, spread))
-        left = len(own - begun)
-        if left:
+        if own - begun:
             self._asked_at = now
-        plenty = _PLENTY * len(self._crowd.digests) / (len(fetching) + 1)
+        others = len(everything) - len(spread) - len(own)
         patience = max(SHARE_PATIENCE_S, SHARE_PATIENCE * (now - self._began_at))
-        if left > plenty or now - self._asked_at > patience:
+        if others > _ON_THEIR_WAY * len(fetching) or now - self._asked_at > patience:
             return Decision(everything, False, first=own)
         return Decision(own | spread | begun, False, first=own)
 
