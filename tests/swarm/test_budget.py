@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import ConfigError
 from peat_p2p.swarm.budget import Budget, Crossings, Meter, Window
 from peat_p2p.swarm.peers import StaticPeers
@@ -125,6 +126,26 @@ async def test_a_giver_knows_its_neighbours_too(node, content) -> None:
         await engine.fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
     await asyncio.sleep(1.2)
     assert not giver.stopped
+
+
+@pytest.mark.parametrize("site", ["here", "elsewhere"])
+async def test_a_cap_on_the_sites_link_bounds_what_crosses_and_nothing_else(node, content, site: str) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=2_000_000))
+    await (await ann.start(listen=HostPort("127.0.5.1", 0), site=site)).seed(package)
+    engine = await bob.start(listen=HostPort("127.0.5.2", 0), site="here", outside_download_limit=50_000)
+    transfer = engine.fetch(package.envelope, StaticPeers([ann.candidate(site=site)]))
+    begun = asyncio.get_running_loop().time()
+    async with asyncio.timeout(30):
+        if site == "here":
+            await transfer.wait()  # under the cap it would take 40 s
+            return
+        async for status in transfer.updates():
+            if status.received > 200_000:
+                break
+        assert asyncio.get_running_loop().time() - begun > 2
+        engine.set_outside_limits(0, 0)
+        await transfer.wait()
 
 
 async def test_a_used_up_budget_stops_everything_says_so_and_survives_a_restart(node, content) -> None:

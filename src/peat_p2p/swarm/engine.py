@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,13 +45,19 @@ _ANY_PORT = HostPort("127.0.0.1", 0)
 
 @dataclass(frozen=True, slots=True)
 class SwarmConfig:
-    """How a swarm runs. Limits are bytes per second, 0 is none. State is kept in the store's folder by default."""
+    """How a swarm runs. State is kept in the store's folder by default.
+
+    Limits are bytes per second, 0 is none; those `outside` bound what crosses to other sites, the others everything. A
+    site's link is shared by its agents: each is given its part of what the link may carry.
+    """
 
     listen: HostPort = _ANY_PORT
     metadata_listen: HostPort = _ANY_PORT
     site: str = ""
     download_limit: int = 0
     upload_limit: int = 0
+    outside_download_limit: int = 0
+    outside_upload_limit: int = 0
     state_dir: Path | None = None
     budget: Budget = NO_BUDGET
 
@@ -73,8 +79,9 @@ class SwarmEngine:
         self._seeds: Seeds
         self._loops: list[asyncio.Task[None]] = []
         self._meter = Meter(config.budget)
-        self._taken = Throttle(clock.monotonic, config.download_limit)
-        self._given = Throttle(clock.monotonic, config.upload_limit)
+        # What goes through these goes to other sites alone.
+        self._taken = Throttle(clock.monotonic, _lower(config.download_limit, config.outside_download_limit))
+        self._given = Throttle(clock.monotonic, _lower(config.upload_limit, config.outside_upload_limit))
         self._stopped = ""
         self._site_of: Callable[[str], str] = lambda _peer: ""
         self._around: Surroundings
@@ -95,6 +102,7 @@ class SwarmEngine:
                 self._credentials, self._store.root, config.listen, Limits(config.download_limit, config.upload_limit)
             )
             self._stack.push_async_callback(self._torrents.close)
+            self._torrents.set_outside_limits(Limits(config.outside_download_limit, config.outside_upload_limit))
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
@@ -178,8 +186,20 @@ class SwarmEngine:
 
     def set_limits(self, download: int, upload: int) -> None:
         """Change the caps in bytes per second; 0 is none."""
-        self._taken.rate, self._given.rate = download, upload
+        self._config = replace(self._config, download_limit=download, upload_limit=upload)
         self._torrents.set_limits(Limits(download, upload))
+        self._throttle()
+
+    def set_outside_limits(self, download: int, upload: int) -> None:
+        """Change the caps on what crosses to other sites, in bytes per second; 0 is none."""
+        self._config = replace(self._config, outside_download_limit=download, outside_upload_limit=upload)
+        self._torrents.set_outside_limits(Limits(download, upload))
+        self._throttle()
+
+    def _throttle(self) -> None:
+        config = self._config
+        self._taken.rate = _lower(config.download_limit, config.outside_download_limit)
+        self._given.rate = _lower(config.upload_limit, config.outside_upload_limit)
 
     async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""
@@ -207,7 +227,6 @@ class SwarmEngine:
             while True:
                 self._torrents.ask_traffic()
                 await asyncio.sleep(_METER_S)
-                # What goes through the throttles goes to other sites alone.
                 streams = self._taken.total + self._given.total
                 spent = crossings.observe(self._torrents.traffic, self._connections()) + streams - counted
                 self._meter.spend(self._clock.wall(), spent)
@@ -278,6 +297,11 @@ class SwarmEngine:
         """A fetch is complete: its torrent goes on as a seed."""
         self._seeds.offer(package.manifest_digest, package.manifest.infohash)
         self._seeds.touch(package.manifest.infohash)
+
+
+def _lower(one: int, other: int) -> int:
+    """The lower of two caps of which 0 is none."""
+    return min(one, other) if one and other else one or other
 
 
 def _joined(address: HostPort) -> HostPort:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,13 +142,30 @@ def open_session(endpoint_id: str, listen: HostPort, limits: Limits) -> lt.sessi
     """A session that listens. Raises UnavailableError when the address cannot be had."""
     settings: Any = session_settings(endpoint_id, listen, limits)
     session: lt.session = lt.session(settings)
-    # By default loopback and private networks are outside the rate limits, and those are all a fleet has.
-    everyone = 1 << session.global_peer_class_id
-    classes = lt.ip_filter()
-    classes.add_rule("0.0.0.0", "255.255.255.255", everyone)  # noqa: S104 - a range, no listener
-    classes.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", everyone)
-    session.set_peer_class_filter(classes)
+    classify(session, (), None)
     return session
+
+
+def classify(session: lt.session, near: Iterable[str], outside: int | None) -> None:
+    """Count every peer in the session's limits, and those that are not `near` (IP addresses) in a class of their own.
+
+    By default loopback and private networks are outside all limits, and those are all a fleet has.
+    """
+    everyone = 1 << session.global_peer_class_id
+    others = everyone if outside is None else everyone | 1 << outside
+    classes = lt.ip_filter()
+    classes.add_rule("0.0.0.0", "255.255.255.255", others)  # noqa: S104 - a range, no listener
+    classes.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", others)
+    for host in near:
+        classes.add_rule(host, host, everyone)
+    session.set_peer_class_filter(classes)
+
+
+def set_class_limits(session: lt.session, number: int, limits: Limits) -> None:
+    """Set the caps that the peers of a class share."""
+    info = session.get_peer_class(number)
+    info["download_limit"], info["upload_limit"] = limits.download, limits.upload
+    session.set_peer_class(number, info)
 
 
 async def wait_listening(session: lt.session, listen: HostPort, timeout: float = 10.0) -> HostPort:

@@ -81,9 +81,8 @@ class Steering:
                 decision.reason,
                 ", ".join(peer.agent_id for peer in candidates if peer.endpoint_id in pieces_of),
             )
+        around.torrents.allow_inside(_hosts(near))
         if decision.inside != before.inside:
-            if decision.inside:
-                around.torrents.allow_inside(_hosts(near))
             self._torrent.keep_inside(decision.inside)
         if held:
             return []

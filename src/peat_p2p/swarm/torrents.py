@@ -20,7 +20,15 @@ import libtorrent as lt
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.ledger import Connection
-from peat_p2p.swarm.session import Limits, alerts, open_session, queue_seconds, wait_listening
+from peat_p2p.swarm.session import (
+    Limits,
+    alerts,
+    classify,
+    open_session,
+    queue_seconds,
+    set_class_limits,
+    wait_listening,
+)
 from peat_p2p.swarm.torrent import ParsedInfo
 from peat_p2p.trust.credentials import NodeCredentials
 
@@ -189,6 +197,7 @@ class TorrentSession:
         self._save_path = save_path
         self._torrents: dict[str, Torrent] = {}
         self._inside: set[str] = set()
+        self._outside: int | None = None  # a class of peers
         self._round_trips: dict[str, float] = {}
         self._queue = queue_seconds(0.0)
         self._stack = contextlib.ExitStack()
@@ -285,6 +294,8 @@ class TorrentSession:
         if not new or self._session is None:
             return
         self._inside |= new
+        if self._outside is not None:
+            classify(self._session, self._inside, self._outside)
         # Only torrents with the flag of `keep_inside` look at it.
         self._session.set_ip_filter(self._only_inside())
 
@@ -329,6 +340,15 @@ class TorrentSession:
         """Bring `traffic` up to date soon."""
         if self._session is not None:
             self._session.post_session_stats()
+
+    def set_outside_limits(self, limits: Limits) -> None:
+        """Change the caps on what crosses to peers at addresses that were not given to `allow_inside`."""
+        if self._session is not None:
+            if self._outside is None and (limits.download or limits.upload):
+                self._outside = self._session.create_peer_class("outside")
+                classify(self._session, self._inside, self._outside)
+            if self._outside is not None:
+                set_class_limits(self._session, self._outside, limits)
 
     def set_limits(self, limits: Limits) -> None:
         """Change the caps of the session."""
