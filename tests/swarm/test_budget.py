@@ -88,6 +88,8 @@ def test_of_the_traffic_only_what_crosses_counts() -> None:
     assert crossings.observe(1200, [("near", True, 200), ("far", False, 600)]) == 750
     assert crossings.observe(1300, [("near", True, 280), ("far", False, 600)]) == 0
     assert crossings.observe(1400, [("near", True, 280), ("far", False, 10)]) == 100  # another connection by that key
+    assert crossings.observe(1500, [("near", True, 290)]) == 0
+    assert crossings.observe(1600, []) == 0  # the last of what neighbours had to say
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**4)), max_size=30))

@@ -27,7 +27,8 @@ def test_one_that_lets_chunks_go_unpaid_withholds_them() -> None:
     watch = Watch()
     assert not watch.look(0.0, {"liar": Look(0, OWING)}, set())
     assert not watch.look(0.5, {"liar": Look(900, OWING - {1, 2}, gave=frozenset({9}))}, set())
-    assert watch.look(1.0, {"liar": Look(900, OWING - {1, 2, 3})}, set()) == {"liar": WITHHOLDS}
+    assert not watch.look(1.0, {"liar": Look(900, OWING - {1, 2, 3})}, set())
+    assert watch.look(1.5, {"liar": Look(900, OWING - {1, 2, 3})}, set()) == {"liar": WITHHOLDS}
 
 
 def test_what_was_given_cancelled_or_choked_away_is_not_withheld() -> None:
@@ -40,6 +41,13 @@ def test_what_was_given_cancelled_or_choked_away_is_not_withheld() -> None:
         watch.look(0.0, {"peer": Look(0, OWING)}, set())
         assert not watch.look(0.5, {"peer": look}, set(have))
         assert not watch.look(1.0, {"peer": look}, set(have))
+
+
+def test_what_comes_to_be_here_a_moment_after_it_was_looked_for_is_not_withheld() -> None:
+    watch = Watch()
+    watch.look(0.0, {"peer": Look(0, OWING)}, set())
+    assert not watch.look(0.5, {"peer": Look(90_000)}, set())
+    assert not watch.look(1.0, {"peer": Look(90_000)}, OWING)
 
 
 def test_a_debt_goes_with_its_connection() -> None:
@@ -97,8 +105,9 @@ def test_an_honest_peer_is_never_suspected(steps) -> None:
 def test_the_number_that_makes_it_sure_is_reached_over_time() -> None:
     watch = Watch()
     for number in range(WITHHELD):
-        watch.look(2.0 * number, {"liar": Look(number, frozenset({number}))}, set())
-        found = watch.look(2.0 * number + 1, {"liar": Look(number)}, set())
+        watch.look(3.0 * number, {"liar": Look(number, frozenset({number}))}, set())
+        watch.look(3.0 * number + 1, {"liar": Look(number)}, set())
+        found = watch.look(3.0 * number + 2, {"liar": Look(number)}, set())
         assert bool(found) == (number == WITHHELD - 1)
 
 

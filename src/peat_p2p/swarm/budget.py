@@ -70,11 +70,13 @@ class Crossings:
     """Of all bytes of a session, those that crossed between sites.
 
     Payload is known by connection, protocol and headers are not: they are shared out as the payload of the same
-    moment is. Where that says nothing, everything counts unless there are neighbours alone.
+    moment is. Where that says nothing, neighbours alone are nothing that crosses; when nobody is connected any more it
+    is as it was last; else everything counts.
     """
 
     _traffic: int = 0
     _payload: dict[str, int] = field(default_factory=dict)
+    _share: float = 1.0
 
     def observe(self, traffic: int, connections: Iterable[tuple[str, bool, int]]) -> int:
         """Take a look: all bytes since the start; of each connection its key, whether it stays inside, its payload."""
@@ -89,8 +91,10 @@ class Crossings:
             self._payload[key] = payload
         total = sides[True] + sides[False]
         if total:
-            return round(gained * sides[False] / total)
-        return 0 if seen[True] and not seen[False] else gained
+            self._share = sides[False] / total
+        elif seen[True] or seen[False]:
+            self._share = 1.0 if seen[False] else 0.0
+        return round(gained * self._share)
 
 
 @dataclass(slots=True)

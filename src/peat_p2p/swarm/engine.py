@@ -37,7 +37,7 @@ from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
-_METER_S = 0.5
+_METER_S = 0.2  # what crosses between two looks is beyond a budget
 _METER_SAVE_S = 5.0
 NO_BUDGET = Budget()
 _ANY_PORT = HostPort("127.0.0.1", 0)
@@ -83,6 +83,7 @@ class SwarmEngine:
         self._taken = Throttle(clock.monotonic, _lower(config.download_limit, config.outside_download_limit))
         self._given = Throttle(clock.monotonic, _lower(config.upload_limit, config.outside_upload_limit))
         self._stopped = ""
+        self._sites: dict[str, str] = {}
         self._site_of: Callable[[str], str] = lambda _peer: ""
         self._around: Surroundings
         self.swarm_address = config.listen
@@ -244,14 +245,12 @@ class SwarmEngine:
     def _connections(self) -> list[tuple[str, bool, int]]:
         """Key, whether it is a neighbour's, payload."""
         site = "" if self._config.budget.inside else self._config.site
-        near = {
-            peer_fingerprint(peer.endpoint_id)
-            for transfer in self._transfers.values()
-            for peer in (() if transfer.ended else transfer.candidates())
-            if site and peer.site == site
-        }
+        for transfer in self._transfers.values():
+            if not transfer.ended:
+                for peer in transfer.candidates():
+                    self._sites[peer_fingerprint(peer.endpoint_id)] = peer.site
         return [
-            (key, bool(site) and (peer in near or self._site_of(peer) == site), payload)
+            (key, bool(site) and site in (self._sites.get(peer), self._site_of(peer)), payload)
             for key, peer, payload in self._torrents.connections()
         ]
 

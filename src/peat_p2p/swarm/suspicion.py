@@ -34,6 +34,7 @@ class Look:
 class _Record:
     look: Look
     withheld: set[int] = field(default_factory=set)
+    gone: frozenset[int] = frozenset()  # debts that were there at the look before the last, and not at the last
     owing_since: float | None = None
     mark: int = 0  # bytes it had given when it began to owe
     others: int = 0  # and all others together
@@ -69,11 +70,15 @@ class Watch:
 
     @staticmethod
     def _debts(record: _Record, look: Look, here: Collection[int]) -> None:
-        """Count debts that went away without a byte. One that is paid later is forgiven."""
-        record.withheld -= look.gave
+        """Count debts that went away without a byte. One that is paid later is forgiven.
+
+        Judged a look later: whether a chunk is here is read a moment before or after who owes it.
+        """
+        record.withheld.update(piece for piece in record.gone if piece not in look.owes)
+        record.withheld.difference_update(look.gave, here)
+        record.gone = frozenset()
         if not look.choked and not record.look.choked:
-            gone = record.look.owes - look.owes - look.gave - record.look.gave
-            record.withheld.update(piece for piece in gone if piece not in here)
+            record.gone = record.look.owes - look.owes - look.gave - record.look.gave
 
     @staticmethod
     def _still(record: _Record, look: Look, now: float, total: int) -> bool:
