@@ -30,6 +30,7 @@ class Steering:
     def __init__(self, torrent: Torrent, around: Surroundings, pieces: frozenset[int]) -> None:
         self.decision = Decision(pieces, False)
         self._inside_since = 0.0
+        self._owed: frozenset[int] = frozenset()
         self._torrent = torrent
         self._around = around
         self._plan = Plan(around.endpoint_id, around.site, [chunk.digest for chunk in torrent.parsed.chunks])
@@ -37,6 +38,11 @@ class Steering:
     def fetched(self, pieces: Collection[int]) -> None:
         """These came in."""
         self._plan.fetched(self._around.clock.monotonic(), pieces)
+
+    @property
+    def unasked(self) -> Decision:
+        """The last decision without the pieces that peers of the torrent are asked for: they come already."""
+        return replace(self.decision, wanted=self.decision.wanted - self._owed)
 
     def steer(
         self,
@@ -53,7 +59,9 @@ class Steering:
         around, before = self._around, self.decision
         endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
         pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
-        partial = self._torrent.partial().union(begun)
+        owes, gave = self._torrent.debts()
+        self._owed = frozenset().union(*owes.values())
+        partial = self._owed.union(*gave.values(), begun)
         now = around.clock.monotonic()
         decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
         if decision.inside:

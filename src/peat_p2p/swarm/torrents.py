@@ -129,10 +129,6 @@ class Torrent:
         """Connect to a peer. `address.host` must be an IP address."""
         self._handle.connect_peer((address.host, address.port), _FROM_DOCUMENTS)
 
-    def partial(self) -> set[int]:
-        """Pieces that are begun: requested or received in part."""
-        return {piece["piece_index"] for piece in self._handle.get_download_queue()}
-
     def debts(self) -> tuple[dict[HostPort, set[int]], dict[HostPort, set[int]]]:
         """Of the pieces that are begun: who was asked for blocks of which, and who gave blocks of which."""
         owes: dict[HostPort, set[int]] = {}

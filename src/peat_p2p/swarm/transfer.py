@@ -367,7 +367,7 @@ class Transfer:
             self._revival.look(candidates, around.clock.monotonic())
             self._evidence.watch(torrent, reading, candidates)
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
-            fed = feeds.steer(steering.decision, candidates, to_dial)
+            fed = feeds.steer(steering.unasked, candidates, to_dial)
             if self._dialer is not None:
                 others = [peer for peer in to_dial if peer.endpoint_id not in fed]
                 self._dialer.dial(others, {peer.peer for peer in reading.peers}, self._at.missing_bytes)
