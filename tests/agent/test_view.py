@@ -239,13 +239,13 @@ def test_facts_are_told_once_and_suspects_are_named(fleet: Any, world: World) ->
     facts.unhold("blake3:aa")
     facts.tell([])
     assert told() == {"packages/a1:app:1-any": None}
-    status = SimpleNamespace(bad_peers=("m1",), verified=1, total=4)
+    status = SimpleNamespace(bad_peers=("m1",), suspects=(("m2", "gives nothing"),), verified=1, total=4)
     ticket: Any = SimpleNamespace(
         digest="blake3:cc", status=status, manifest=app, transfer=SimpleNamespace(status=lambda: status)
     )
     facts.tell([ticket])
     now = told()
-    assert now["platforms/a1"]["suspects"] == ["m1"]
+    assert now["platforms/a1"]["suspects"] == ["m1", "m2"]
     assert (now["packages/a1:app:1-any"]["pull_status"], now["packages/a1:app:1-any"]["held_bytes"]) == (2, 2)
     facts.tell([])
     assert told() == {"packages/a1:app:1-any": None}

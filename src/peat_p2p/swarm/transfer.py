@@ -130,8 +130,7 @@ class Transfer:
     async def updates(self) -> AsyncIterator[TransferStatus]:
         """The state now, at each change (no more than a few a second), and a last time at the end."""
         while True:
-            changed = self._changed
-            status = self.status()
+            changed, status = self._changed, self.status()
             yield status
             if status.state.final:
                 return
@@ -235,8 +234,7 @@ class Transfer:
         partial = Partial()
         begun = around.clock.monotonic()
         while True:
-            held = around.hold(self)
-            if held:
+            if held := around.hold(self):
                 self._set(TransferState.WAITING, held)
                 await asyncio.sleep(TICK_S)
                 continue
@@ -383,8 +381,8 @@ class Transfer:
         return True
 
     def _count(self, reading: Reading, feeds: Feeds) -> None:
-        connections = [peer.connection for peer in reading.peers]
-        self._ledger.observe(reading.received + feeds.received, connections + feeds.connections())
+        connections = [peer.connection for peer in reading.peers] + feeds.connections()
+        self._ledger.observe(reading.received + feeds.received, connections)
 
     async def _wait_landed(self, parsed: ParsedInfo) -> None:
         """Wait until a chunk that another transfer fetches is here, or is given up by it."""
