@@ -70,6 +70,7 @@ class Processes:
         budget: float | None = None,
         topology: bool = False,
         memory: bool = False,
+        watch: bool = True,
     ) -> NodeProcess:
         folder = self._root / name
         if not folder.exists():
@@ -88,6 +89,7 @@ class Processes:
             "site": site,
             "budget": budget,
             "topology": topology,
+            "watch": watch,
             "control": str(control),
         }
         path = self._root / f"{name}.json"

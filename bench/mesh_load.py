@@ -33,14 +33,14 @@ def scale(run: Run) -> None:
 
 
 def _scale(run: Run, fleet: Processes, agents: list[str], seconds: float, engine: str) -> dict[str, Any]:
-    a = fleet.start("a", site="near")
+    a = fleet.start("a", site="near", watch=False)
     run.say(f"{engine}: writing {len(agents) * 11} documents")
     wrote = a.ask("fill", agents=agents, site="near", deployments=DEPLOYMENTS, packages=PACKAGES, timeout=600)
     size = a.ask("size")
     figures: dict[str, Any] = {"written_per_second": len(agents) * 11 / wrote["seconds"]}
     run.say("filling an empty peer")
     began = time.monotonic()
-    b = fleet.start("b", a, site="near")
+    b = fleet.start("b", a, site="near", watch=False)
     started = time.monotonic() - began
     filled = wait_until(lambda: b.ask("size") >= size, 300, every=0.2)
     figures["fill_seconds"] = None if filled is None else filled
@@ -52,7 +52,7 @@ def _scale(run: Run, fleet: Processes, agents: list[str], seconds: float, engine
     else:
         run.say("restarting it")
         fleet.stop(b)
-        b = fleet.start("b", a, site="near")
+        b = fleet.start("b", a, site="near", watch=False)
         figures["restart_seconds"] = b.ask("info")["ready_seconds"]
         figures["rss_after_restart"] = b.ask("stats")["rss"]
     time.sleep(3)

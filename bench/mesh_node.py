@@ -315,9 +315,10 @@ async def main(config: dict[str, Any]) -> None:
         info["ready_seconds"] = time.monotonic() - began
         async with asyncio.TaskGroup() as group:
             driver = Driver(node, group, info)
-            watching = group.create_task(driver.watch())
+            watching = group.create_task(driver.watch()) if config["watch"] else None
             await driver.serve(config["control"])
-            watching.cancel()
+            if watching is not None:
+                watching.cancel()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycrdt import Doc, Map
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.chain import Chain, proves
@@ -28,7 +29,7 @@ from peat_p2p.documents.parts import Part, from_row
 from peat_p2p.documents.query import All, And, Eq, Greater, Less, Not, Or, check, matches
 from peat_p2p.documents.stamps import MAX_STAMP, StampClock, stamp_at, stamp_time
 from peat_p2p.documents.types import Beat, BeatUpdate, CertificateUpdate, PartKey, PartUpdate
-from peat_p2p.documents.ymap import BadContentError
+from peat_p2p.documents.ymap import CLIENT, ROOT, BadContentError, read_update
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -260,6 +261,43 @@ def test_damaged_updates_are_content_or_refused(first, second, damage):
         combine(form.state, bytes(data))
     except BadContentError:
         pass
+
+
+def pycrdt_reads(data):
+    """What pycrdt says of a map's bytes, or None when it refuses them."""
+    doc = Doc(client_id=CLIENT)
+    root = doc.get(ROOT, type=Map)
+    try:
+        doc.apply_update(data)
+    except Exception:
+        return None
+    return json.loads(str(root))
+
+
+@given(contents, contents, st.booleans(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=2))
+def test_what_is_read_without_pycrdt_is_what_pycrdt_reads(first, second, is_overwritten, damage):
+    data = bytearray(encode(first).state)
+    if is_overwritten:
+        fields = {**first.fields, **second.fields}
+        after = Content(fields, second.deleted or first.deleted, second.anchor or first.anchor)
+        data = bytearray(extend(bytes(data), first, after).state)
+    for at, value in damage:
+        data[at % len(data)] = value
+    try:
+        entries = read_update(bytes(data))
+    except BadContentError:
+        return
+    if entries is not None:
+        assert entries == pycrdt_reads(bytes(data))
+    assert is_overwritten or damage or entries is not None
+
+
+def test_a_number_has_one_form():
+    state = encode(Content({"a": Value(1, "1")})).state
+    assert read_update(state) == {"fa": "1 1"}
+    assert state[1] == 1
+    with pytest.raises(BadContentError):
+        read_update(state[:1] + b"\x81\x00" + state[2:])
 
 
 def test_hostile_counts_cost_nothing():

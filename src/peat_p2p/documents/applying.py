@@ -8,14 +8,14 @@ the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from peat_p2p.core.errors import InvalidInputError, UntrustedError
 from peat_p2p.documents.authority import Authority, Claim
 from peat_p2p.documents.chain import proves
-from peat_p2p.documents.content import EXISTS, Anchor, Content, canonical, combine
+from peat_p2p.documents.content import EXISTS, Anchor, Content, Form, canonical, combine
 from peat_p2p.documents.jsontext import check_fields
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.parts import Part
@@ -53,6 +53,26 @@ class Memory(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Opened:
+    """A whole part read ahead of its turn, so that many signatures can be checked at once.
+
+    `genuine` is what that check found: whether `identity` signed `said`. None: it was not made, or is not needed.
+    """
+
+    form: Form
+    content: Content
+    said: bytes
+    identity: Identity
+    genuine: bool | None = None
+
+
+def check_signatures(authority: Authority, jobs: Iterable[tuple[Opened, bytes]]) -> None:
+    """Note in each opened part whether its signature is good. May run in any thread."""
+    for opened, signature in jobs:
+        opened.genuine = authority.verifies(opened.identity, signature, opened.said)
+
+
 class Gate:
     """Where what others wrote comes in."""
 
@@ -65,9 +85,27 @@ class Gate:
         # Called when a part this node signed comes in that this database does not have.
         self.on_own: Callable[[PartKey], None] = lambda key: None
 
-    def apply(self, update: Update, source: str, now: float, meeting: str = "") -> Outcome:
+    def open(self, update: Update) -> Opened | None:
+        """Read an update whose signature will have to be checked; None when `apply` shall do all in its turn."""
+        if not isinstance(update, PartUpdate) or update.since or self._bad_form(update):
+            return None
+        current = self._shelf.newest(update.key)
+        if current is not None and (update.generation, update.version) <= (current.generation, current.version):
+            return None
+        certificate = self._shelf.newest_certificate(update.key.origin)
+        if certificate is None:
+            return None
+        try:
+            form, content = combine(b"", update.payload)
+        except BadContentError:
+            return None
+        return Opened(form, content, canonical(update.key, update.generation, content), certificate.identity)
+
+    def apply(
+        self, update: Update, source: str, now: float, meeting: str = "", opened: Opened | None = None
+    ) -> Outcome:
         """Stage the update if it is new and good. `source` is the peer it came from, `meeting` names the link with
-        it."""
+        it, `opened` is what `open` made of it."""
         key = update.key
         self._meeting = meeting or source
         if isinstance(update, CertificateUpdate):
@@ -85,7 +123,7 @@ class Gate:
                 return Outcome(Verdict.STALE, key)
             if theirs == ours and (update.since or update.signature == current.signature):
                 return self._same(current, update, now)
-        return self._part(current, update, source, now)
+        return self._part(current, update, source, now, opened)
 
     def _same(self, current: Part, update: PartUpdate, now: float) -> Outcome:
         if update.beat is None or (current.beat is not None and update.beat.position <= current.beat.position):
@@ -113,7 +151,9 @@ class Gate:
         )
         return Outcome(Verdict.APPLIED, key)
 
-    def _part(self, current: Part | None, update: PartUpdate, source: str, now: float) -> Outcome:
+    def _part(
+        self, current: Part | None, update: PartUpdate, source: str, now: float, opened: Opened | None
+    ) -> Outcome:
         key = update.key
         certificate = self._shelf.newest_certificate(key.origin)
         if certificate is None:
@@ -124,11 +164,15 @@ class Gate:
                 return Outcome(Verdict.NEED_FULL, key)
             base = current.state
         try:
-            form, content = combine(base, update.payload)
-            said = canonical(key, update.generation, content)
+            if opened is None or opened.identity is not certificate.identity:
+                form, content = combine(base, update.payload)
+                opened = Opened(form, content, canonical(key, update.generation, content), certificate.identity)
+            form, content, said = opened.form, opened.content, opened.said
             if update.version != content.version:
                 raise BadContentError("its version is not that of its newest field")
-            if not self._authority.verifies(certificate.identity, update.signature, said):
+            if opened.genuine is None:
+                opened.genuine = self._authority.verifies(certificate.identity, update.signature, said)
+            if not opened.genuine:
                 raise BadContentError(f"the signature is not that of {certificate.identity.node_id} over this content")
             before = current.content() if current is not None else Content({})
             self._check_content(content, before)

@@ -19,7 +19,7 @@ from pycrdt import Doc, Map
 from peat_p2p.documents.chain import MAX_CHAIN_LENGTH, VALUE_BYTES
 from peat_p2p.documents.stamps import COUNTER_BITS, MAX_STAMP
 from peat_p2p.documents.types import PartKey
-from peat_p2p.documents.ymap import CLIENT, ROOT, BadContentError, check_update
+from peat_p2p.documents.ymap import CLIENT, ROOT, BadContentError, read_update
 
 _DOMAIN = b"peat document part 1\n"
 _FIELD, _DELETED, _ANCHOR, _EXISTS = "f", "d", "l", "e"
@@ -119,7 +119,9 @@ def difference(state: bytes, since: int) -> bytes:
 
 def combine(state: bytes, payload: bytes) -> tuple[Form, Content]:
     """`state` (may be empty) with the update `payload` applied, and what it says then. Raises BadContentError."""
-    check_update(payload)
+    entries = read_update(payload)
+    if entries is not None and not state:
+        return Form(payload, len(entries)), _content(entries)
     doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     try:
         root = doc.get(ROOT, type=Map)
@@ -132,11 +134,14 @@ def combine(state: bytes, payload: bytes) -> tuple[Form, Content]:
         raise
     except Exception as error:  # the decoder raises many kinds for hostile bytes
         raise BadContentError(f"update cannot be read: {error}") from None
-    return form, _content(text)
+    return form, _content(json.loads(text))
 
 
 def decode(state: bytes) -> Content:
     """What the map `state`, which went through `combine` or was made here, says. Raises BadContentError."""
+    entries = read_update(state)
+    if entries is not None:
+        return _content(entries)
     doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     try:
         root = doc.get(ROOT, type=Map)
@@ -144,12 +149,11 @@ def decode(state: bytes) -> Content:
         text = str(root)
     except Exception as error:  # as above
         raise BadContentError(f"state cannot be read: {error}") from None
-    return _content(text)
-
-
-def _content(text: str) -> Content:
     # One call for the whole map: asking it for one entry after the other takes ten times as long.
-    entries = json.loads(text)
+    return _content(json.loads(text))
+
+
+def _content(entries: dict[str, str]) -> Content:
     fields: dict[str, Value] = {}
     deleted = 0
     anchor = None

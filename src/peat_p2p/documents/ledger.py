@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from peat_p2p.documents.applying import Gate
+from peat_p2p.documents.applying import Gate, Opened
 from peat_p2p.documents.authority import Authority
 from peat_p2p.documents.chain import CHAIN_LENGTH
 from peat_p2p.documents.compacting import Compactor
@@ -105,9 +105,9 @@ class Ledger:
         """The newest state for a peer that has all up to `base_seq`, or `base` of this part; None: it is gone."""
         return make_update(self.shelf, key, base_seq, base)
 
-    def apply(self, update: Update, source: str, now: float) -> Outcome:
-        """Stage what a peer sent, if it is new and good."""
-        return self.gate.apply(update, source, now, self._met.get(source, source))
+    def apply(self, update: Update, source: str, now: float, opened: Opened | None = None) -> Outcome:
+        """Stage what a peer sent, if it is new and good. `opened` is what `gate.open` made of it."""
+        return self.gate.apply(update, source, now, self._met.get(source, source), opened)
 
     def move(self, cursor: CursorMove) -> None:
         """Stage how far we have what a peer holds; its earlier databases are gone."""

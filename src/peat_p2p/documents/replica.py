@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError, UnavailableError
+from peat_p2p.documents.applying import Opened, check_signatures
 from peat_p2p.documents.authority import Authority, FormationAuthority, Policy, formation_policy
 from peat_p2p.documents.feed import DEFAULT_PENDING, Feeds, Subscription
 from peat_p2p.documents.jsontext import check_fields, split_object
@@ -37,6 +39,7 @@ from peat_p2p.documents.types import (
     Limits,
     Outcome,
     PartKey,
+    PartUpdate,
     Update,
     Verdict,
     Version,
@@ -50,6 +53,9 @@ _LOG = logging.getLogger(__name__)
 # After so many updates others get a turn: checking a signature takes a tenth of a millisecond.
 _UPDATES_PER_TURN = 64
 _DOCUMENTS_PER_TURN = 100
+# Checking a signature lets other threads run. With few, handing over costs more than it brings.
+_CHECKERS = min(os.cpu_count() or 1, 4)
+_WORTH_THREADS = 8
 _TEND_INTERVAL = 3600.0
 
 
@@ -94,6 +100,7 @@ class Replica:
         self._waiters: list[asyncio.Future[None]] = []
         self._closing = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+        self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="signatures")
 
     @classmethod
     @asynccontextmanager
@@ -145,6 +152,7 @@ class Replica:
         finally:
             await loop.run_in_executor(self._executor, self._store.close)
             self._executor.shutdown()
+            self._checkers.shutdown()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -189,7 +197,7 @@ class Replica:
 
     def counts(self) -> Counts:
         """How much there is."""
-        documents = sum(len(self._shelf.doc_ids(name)) for name in self.collections())
+        documents = sum(self._shelf.doc_count(name) for name in self.collections())
         by_class = {klass: self._shelf.parts_in_class(klass) for klass in range(CLASSES)}
         return Counts(documents, self._shelf.part_count, len(self._shelf.certificates()), by_class)
 
@@ -258,10 +266,12 @@ class Replica:
     async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
         """Take in what a peer sent; the outcomes in the same order, durable on return together with the cursors."""
         outcomes: list[Outcome] = []
-        for index, update in enumerate(updates):
-            if index % _UPDATES_PER_TURN == _UPDATES_PER_TURN - 1:
+        for start in range(0, len(updates), _UPDATES_PER_TURN):
+            if start:
                 await asyncio.sleep(0)
-            outcomes.append(self._ledger.apply(update, source, self._clock.wall()))
+            some = updates[start : start + _UPDATES_PER_TURN]
+            for update, opened in zip(some, await self._open(some), strict=True):
+                outcomes.append(self._ledger.apply(update, source, self._clock.wall(), opened))
         for cursor in cursors:
             self._ledger.move(cursor)
         # Cursors alone wait for the next commit: losing one costs a repetition, not data.
@@ -344,6 +354,25 @@ class Replica:
         return certificate_key(origin)
 
     # Inside ----------------------------------------------------------------------------------------------------------
+
+    async def _open(self, updates: Sequence[Update]) -> Sequence[Opened | None]:
+        """Read updates and check their signatures on all processors, when there are enough to be worth it."""
+        if len(updates) < _WORTH_THREADS:
+            return [None] * len(updates)
+        opened = [self._ledger.gate.open(update) for update in updates]
+        jobs = [
+            (one, update.signature)
+            for one, update in zip(opened, updates, strict=True)
+            if one is not None and isinstance(update, PartUpdate)
+        ]
+        loop = asyncio.get_running_loop()
+        checks = [
+            loop.run_in_executor(self._checkers, check_signatures, self._authority, jobs[first::_CHECKERS])
+            for first in range(_CHECKERS)
+        ]
+        for check in checks:
+            await check
+        return opened
 
     async def _durable(self) -> None:
         """Wait until what is staged now is committed and seen. Raises what the store raised."""

@@ -141,6 +141,10 @@ class Shelf:
         """Ids of documents of a collection that have parts, deleted ones included."""
         return sorted(self._docs.get(collection, ()))
 
+    def doc_count(self, collection: str) -> int:
+        """How many documents of a collection have parts, deleted ones included."""
+        return len(self._docs.get(collection, ()))
+
     def document(self, collection: str, doc_id: str) -> Document | None:
         """What readers see."""
         entry = self._docs.get(collection, {}).get(doc_id)

@@ -15,7 +15,9 @@ from peat_p2p.core.errors import ConflictError, CorruptError, ExhaustedError, Pe
 
 _FORM = 1
 _APPLICATION = 0x70656174  # "peat"
-_PUT = "INSERT INTO rows (name, row) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET row = excluded.row"
+_PUT = "INSERT INTO rows (name, row) VALUES {} ON CONFLICT (name) DO UPDATE SET row = excluded.row"
+# Rows a statement: each statement lets go of the interpreter and has to wait for it again.
+_ROWS_PER_PUT = 100
 _WAL_BYTES = 8 * 1024 * 1024
 
 
@@ -86,8 +88,9 @@ class SqliteStore:
         try:
             db.execute("BEGIN IMMEDIATE")
             try:
-                if puts:
-                    db.executemany(_PUT, puts)
+                for start in range(0, len(puts), _ROWS_PER_PUT):
+                    some = puts[start : start + _ROWS_PER_PUT]
+                    db.execute(_PUT.format(",".join(["(?, ?)"] * len(some))), [value for row in some for value in row])
                 if removals:
                     db.executemany("DELETE FROM rows WHERE name = ?", removals)
                 db.execute("COMMIT")

@@ -29,6 +29,7 @@ CERTIFICATE_FILE = "node.crt"
 KEY_FILE = "node.key"
 CA_FILE = "ca.crt"
 SIGNATURE_BYTES = 64
+_ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class NodeCredentials:
 
     def sign(self, data: bytes) -> bytes:
         """ECDSA over SHA-256 of `data`, as 64 bytes (r then s, big-endian)."""
-        r, s = decode_dss_signature(self.private_key.sign(data, ec.ECDSA(hashes.SHA256())))
+        r, s = decode_dss_signature(self.private_key.sign(data, _ALGORITHM))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
     def server_context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
@@ -108,7 +109,7 @@ def verify_signature(identity: Identity, signature: bytes, data: bytes) -> None:
         raise BadSignatureError(f"signature of {identity.node_id} has {len(signature)} bytes, not {SIGNATURE_BYTES}")
     der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
     try:
-        public_key_of(identity.certificate).verify(der, data, ec.ECDSA(hashes.SHA256()))
+        public_key_of(identity.certificate).verify(der, data, _ALGORITHM)
     except InvalidSignature:
         raise BadSignatureError(
             f"signature does not match: not made by {identity.node_id}, or the content was changed"
