@@ -39,14 +39,14 @@ def test_what_is_no_ask_is_refused(data: bytes) -> None:
 def test_chunks_that_matter_come_first_and_others_in_order() -> None:
     asks = Asks([1000] * 10)
     asks.want(range(10), first={7, 4})
-    asks.open("a", 0.0)
+    asks.open("a")
     assert asks.next("a", 0.1) == [4, 7, 0, 1, 2, 3, 5, 6, 8, 9]
 
 
 def test_a_stream_is_asked_for_more_the_faster_and_farther_it_is() -> None:
     asks = Asks([50_000] * 4000)
     asks.want(range(4000))
-    asks.open("a", 0.0)
+    asks.open("a")
     first = len(asks.next("a", 0.6))
     assert FIRST_DEPTH <= first * 50_000 < FIRST_DEPTH + 50_000
     for piece in range(first):
@@ -61,10 +61,21 @@ def test_a_stream_is_asked_for_more_the_faster_and_farther_it_is() -> None:
     assert asks.owes("a") <= MOST_DEPTH + 50_000
 
 
+def test_what_a_stream_takes_to_begin_is_no_part_of_its_rate() -> None:
+    asks = Asks([10] * 3)
+    asks.open("a")
+    assert not asks.got("a", 100_000, 50.0)  # when it was on its way nobody knows
+    assert not asks.got("a", 100_000, 50.1)
+    assert asks.got("a", 200_000, 50.3)
+    assert asks.rate_of("a") == pytest.approx(1_000_000)
+    assert not asks.got("a", 200_000, 50.7)
+    assert not asks.got("gone", 1, 60.0)
+
+
 def test_nothing_is_asked_of_a_stream_that_is_gone() -> None:
     asks = Asks([10] * 3)
     asks.want(range(3))
-    asks.open("a", 0.0)
+    asks.open("a")
     assert sorted(asks.next("a", 0.1)) == [0, 1, 2]
     assert sorted(asks.close("a")) == [0, 1, 2]
     assert asks.next("a", 0.1) == []
@@ -88,7 +99,7 @@ class Streams(RuleBasedStateMachine):
     @rule(name=st.sampled_from("abc"))
     def open(self, name: str) -> None:
         if name not in self.owed:
-            self.asks.open(name, self.now)
+            self.asks.open(name)
             self.owed[name] = set()
 
     @rule(name=st.sampled_from("abc"))

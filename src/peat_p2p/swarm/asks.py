@@ -21,7 +21,7 @@ ANSWER = struct.Struct("!II")  # chunk, bytes that follow
 NOT_HELD = 0xFFFFFFFF
 _AHEAD_ROUND_TRIPS = 3.0
 _AHEAD_S = 1.0
-_RATE_SPAN_S = 0.5
+_FIRST_SPAN_S, _RATE_SPAN_S = 0.25, 0.5
 _RATE_MEMORY = 0.4
 
 
@@ -67,7 +67,7 @@ class _Owing:
     pieces: dict[int, int] = field(default_factory=dict)
     bytes: int = 0
     rate: float = 0.0
-    span_began: float = 0.0
+    span_began: float | None = None  # with the first bytes: what a stream takes to begin is no part of its rate
     span_bytes: int = 0
 
 
@@ -100,9 +100,9 @@ class Asks:
         waiting = sorted(piece for piece in pieces if piece not in self._asked)
         self._pool = [*(p for p in reversed(waiting) if p not in first), *(p for p in reversed(waiting) if p in first)]
 
-    def open(self, stream: str, now: float) -> None:
+    def open(self, stream: str) -> None:
         """A stream is about to be asked."""
-        self._streams[stream] = _Owing(span_began=now)
+        self._streams[stream] = _Owing()
 
     def rate_of(self, stream: str) -> float:
         """Bytes per second of one stream."""
@@ -136,17 +136,22 @@ class Asks:
             out.append(piece)
         return out
 
-    def got(self, stream: str, count: int, now: float) -> None:
-        """Bytes came by a stream: for its rate."""
+    def got(self, stream: str, count: int, now: float) -> bool:
+        """Bytes came by a stream: for its rate. Whether that is known anew."""
         owing = self._streams.get(stream)
         if owing is None:
-            return
+            return False
+        if owing.span_began is None:
+            owing.span_began = now
+            return False
         owing.span_bytes += count
         span = now - owing.span_began
-        if span >= _RATE_SPAN_S:
-            sample = owing.span_bytes / span
-            owing.rate = sample if sample > owing.rate else owing.rate + _RATE_MEMORY * (sample - owing.rate)
-            owing.span_began, owing.span_bytes = now, 0
+        if span < (_RATE_SPAN_S if owing.rate else _FIRST_SPAN_S):
+            return False
+        sample = owing.span_bytes / span
+        owing.rate = sample if sample > owing.rate else owing.rate + _RATE_MEMORY * (sample - owing.rate)
+        owing.span_began, owing.span_bytes = now, 0
+        return True
 
     def settled(self, stream: str, piece: int) -> bool:
         """A stream has given a chunk, or said that it has not got it. False when it did not owe it."""

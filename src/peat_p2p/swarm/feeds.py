@@ -175,7 +175,7 @@ class Feeds:
         self._serial += 1
         feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, last=now)
         self._feeds[feed.name] = feed
-        self._asks.open(feed.name, now)
+        self._asks.open(feed.name)
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
 
     def _end(self, feed: _Feed) -> None:
@@ -249,7 +249,8 @@ class Feeds:
                 data += part
                 feed.last = around.clock.monotonic()
                 self._received[peer.endpoint_id] = self._received.get(peer.endpoint_id, 0) + len(part)
-                self._asks.got(feed.name, len(part), feed.last)
+                if self._asks.got(feed.name, len(part), feed.last) and self._asks.waiting and not feed.retiring:
+                    self._widen(peer, feed.last)
                 await around.throttle.take(len(part))
         except BaseException:
             if data:

@@ -33,13 +33,11 @@ from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.swarm.torrents import Reading, Torrent
-from peat_p2p.swarm.written import Checks, disk_error, remove_files, written
+from peat_p2p.swarm.written import Checks, disk_error, quiet, remove_files, written
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
 TICK_S = 0.5
-# Readings are at least this far apart, however many alerts come; one costs some microseconds a piece and peer.
-_QUIET_S, _QUIET_PER_PIECE_S = 0.05, 1e-4
 _RATE_MEMORY = 0.2
 
 
@@ -373,7 +371,7 @@ class Transfer:
             if self._evidence.forgive(reading.peers):
                 return False
             if pieces:
-                await asyncio.sleep(min(TICK_S, _QUIET_S + _QUIET_PER_PIECE_S * len(torrent.parsed.chunks)))
+                await asyncio.sleep(quiet(len(pieces), len(torrent.parsed.chunks)))
             await torrent.woken(TICK_S)
         reading = torrent.read()
         self._count(reading, feeds)

@@ -19,6 +19,8 @@ from peat_p2p.content.store import ChunkStore
 from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError
 from peat_p2p.swarm.torrents import Reading, Torrent
 
+_QUIET_S, _QUIET_PER_PIECE_S, _MOST_QUIET_S = 0.05, 1e-4, 0.5
+_LAST_PIECES = 64
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -92,6 +94,14 @@ def _unlike(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
         if blake3(data).digest() != chunk.digest:
             bad.append(chunk)
     return bad
+
+
+def quiet(left: int, pieces: int) -> float:
+    """Seconds between two readings of a torrent of so many pieces, `left` of them still to come.
+
+    However many alerts come: a reading costs some microseconds a piece and peer. At the end nothing else is to be done.
+    """
+    return _QUIET_S if left <= _LAST_PIECES else min(_MOST_QUIET_S, _QUIET_S + _QUIET_PER_PIECE_S * pieces)
 
 
 def disk_error(reading: Reading, reference: str, root: Path) -> PeatError:
