@@ -24,6 +24,7 @@ from peat_p2p.core.clock import Clock, SystemClock
 from peat_p2p.core.errors import ExhaustedError, UnavailableError
 from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
 from peat_p2p.swarm.budget import Budget, Crossings, Meter
+from peat_p2p.swarm.caps import Caps
 from peat_p2p.swarm.metadata import MetadataClient, MetadataServer
 from peat_p2p.swarm.peers import PeerBook, PeerHealth, PeerSource
 from peat_p2p.swarm.routes import Routes
@@ -80,8 +81,10 @@ class SwarmEngine:
         self._loops: list[asyncio.Task[None]] = []
         self._meter = Meter(config.budget)
         # What goes through these goes to other sites alone.
-        self._taken = Throttle(clock.monotonic, _lower(config.download_limit, config.outside_download_limit))
-        self._given = Throttle(clock.monotonic, _lower(config.upload_limit, config.outside_upload_limit))
+        self._taken, self._given = Throttle(clock.monotonic), Throttle(clock.monotonic)
+        self._caps = Caps(self._taken, self._given, clock.monotonic)
+        self._caps.set_whole(config.download_limit, config.upload_limit)
+        self._caps.set_outside(config.outside_download_limit, config.outside_upload_limit)
         self._stopped = ""
         self._sites: dict[str, str] = {}
         self._site_of: Callable[[str], str] = lambda _peer: ""
@@ -103,7 +106,7 @@ class SwarmEngine:
                 self._credentials, self._store.root, config.listen, Limits(config.download_limit, config.upload_limit)
             )
             self._stack.push_async_callback(self._torrents.close)
-            self._torrents.set_outside_limits(Limits(config.outside_download_limit, config.outside_upload_limit))
+            self._caps.bind(self._torrents)
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
@@ -131,6 +134,7 @@ class SwarmEngine:
             )
             await self._tasks.__aenter__()
             self._loops.append(self._tasks.create_task(self._seeds.tend(), name="tend seeds"))
+            self._loops.append(self._tasks.create_task(self._caps.run(), name="divide caps"))
             if config.budget.limits:
                 await self._begin_metering()
         except BaseException:
@@ -188,19 +192,12 @@ class SwarmEngine:
     def set_limits(self, download: int, upload: int) -> None:
         """Change the caps in bytes per second; 0 is none."""
         self._config = replace(self._config, download_limit=download, upload_limit=upload)
-        self._torrents.set_limits(Limits(download, upload))
-        self._throttle()
+        self._caps.set_whole(download, upload)
 
     def set_outside_limits(self, download: int, upload: int) -> None:
         """Change the caps on what crosses to other sites, in bytes per second; 0 is none."""
         self._config = replace(self._config, outside_download_limit=download, outside_upload_limit=upload)
-        self._torrents.set_outside_limits(Limits(download, upload))
-        self._throttle()
-
-    def _throttle(self) -> None:
-        config = self._config
-        self._taken.rate = _lower(config.download_limit, config.outside_download_limit)
-        self._given.rate = _lower(config.upload_limit, config.outside_upload_limit)
+        self._caps.set_outside(download, upload)
 
     async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""
@@ -296,11 +293,6 @@ class SwarmEngine:
         """A fetch is complete: its torrent goes on as a seed."""
         self._seeds.offer(package.manifest_digest, package.manifest.infohash)
         self._seeds.touch(package.manifest.infohash)
-
-
-def _lower(one: int, other: int) -> int:
-    """The lower of two caps of which 0 is none."""
-    return min(one, other) if one and other else one or other
 
 
 def _joined(address: HostPort) -> HostPort:

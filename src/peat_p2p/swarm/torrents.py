@@ -187,7 +187,7 @@ class TorrentSession:
 
     def __init__(self, session: lt.session, credentials: NodeCredentials, save_path: Path, address: HostPort) -> None:
         self.address = address
-        self.traffic = 0  # bytes both ways since the start, protocol included
+        self.received = self.sent = 0  # bytes since the start, protocol included
         self._session: lt.session | None = session
         self._credentials = credentials
         self._save_path = save_path
@@ -332,8 +332,13 @@ class TorrentSession:
             if not peer.flags & _NOT_CONNECTED
         ]
 
+    @property
+    def traffic(self) -> int:
+        """Bytes both ways since the start, protocol included."""
+        return self.received + self.sent
+
     def ask_traffic(self) -> None:
-        """Bring `traffic` up to date soon."""
+        """Bring `received` and `sent` up to date soon."""
         if self._session is not None:
             self._session.post_session_stats()
 
@@ -359,7 +364,7 @@ class TorrentSession:
                     torrent.wake.set()
                 continue
             if isinstance(alert, lt.session_stats_alert):
-                self.traffic = alert.values["net.recv_bytes"] + alert.values["net.sent_bytes"]
+                self.received, self.sent = alert.values["net.recv_bytes"], alert.values["net.sent_bytes"]
                 continue
             if not isinstance(alert, lt.torrent_alert):
                 continue
