@@ -230,7 +230,8 @@ async def _thrift(run: Run, size: int, death: bool, bar: float) -> None:
                 here.agents["s1"].fetching = False
                 wanting.remove("s1")
             done = await here.until(here.complete(wanting), 120 + size * 8 / 20e6 * 6)
-            crossed = _over(net) - before
+            after = _over(net)
+            towards, back = after["near>far"] - before["near>far"], after["far>near"] - before["far>near"]
             rows = here.rows([*north[1:], *south])
             payload = sum(
                 count
@@ -240,19 +241,18 @@ async def _thrift(run: Run, size: int, death: bool, bar: float) -> None:
             )
             run.record(f"agents, {label}", rows)
             run.record(f"payload over the link / novel bytes, {label}", payload / here.total)
+            run.record(f"bytes towards the site, headers included / novel bytes, {label}", towards / here.total)
             run.record(f"last, {label}", max((r["seconds"] or 0) for r in rows), unit="s")
             await here.stop()
             run.record(f"damaged, {label}", here.verify(wanting))
-    run.at_most(f"bytes over the link / novel bytes, {label}", crossed / size if done else None, bar, "")
+    share = (towards + back) / here.total if done else None
+    run.at_most(f"all bytes both ways, headers included / novel bytes, {label}", share, bar, "")
 
 
-def _over(net: Network) -> int:
-    """Bytes delivered by all links so far, both ways, headers included."""
-    links = net.stats()["links"].values()
-    total = 0
-    for ways in links:
-        total += sum(int(counts["delivered_bytes"]) for counts in ways.values())
-    return total
+def _over(net: Network) -> dict[str, int]:
+    """Bytes that the link between the two sites has delivered each way so far, headers included."""
+    ways = net.stats()["links"]["link"]
+    return {way: int(counts["delivered_bytes"]) for way, counts in ways.items()}
 
 
 async def hostile(run: Run) -> None:

@@ -77,6 +77,7 @@ def test_a_used_up_budget_is_never_open_in_the_same_period(steps) -> None:
         meter.spend(now, count)
         day = datetime.fromtimestamp(now, UTC).date()
         spent[day] = spent.get(day, 0) + count
+        assert meter.room(now) == max(0, 1000 - spent[day])
         assert bool(meter.why_not(now)) == (spent[day] >= 1000)
 
 
@@ -157,7 +158,7 @@ async def test_a_used_up_budget_stops_everything_says_so_and_survives_a_restart(
     source = StaticPeers([ann.candidate()])
     engine = await bob.start(budget=Budget(day=1_500_000))
     transfer = engine.fetch(package.envelope, source)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async for status in transfer.updates():
             if "budget of 1.5 MB per day is used up" in status.reason:
                 break
@@ -166,7 +167,8 @@ async def test_a_used_up_budget_stops_everything_says_so_and_survives_a_restart(
         before = transfer.status().received
         await asyncio.sleep(1.5)
         assert transfer.status().received == before
-        assert 1_200_000 < before < 3_200_000
+        # Beyond it: a look that is late by 3 s at the last 100 kB/s, and what a connection had in its buffers.
+        assert 1_200_000 < before < 1_500_000 + 300_000 + 100_000
         await bob.stop()
         engine = await bob.start(budget=Budget(day=1_500_000))
         assert "used up" in engine.stopped

@@ -115,6 +115,12 @@ class Meter:
         key, used = self._used.get(period, ("", 0))
         return used if key == _periods(now)[period] else 0
 
+    def room(self, now: float) -> int | None:
+        """How many bytes may cross before the first budget is used up; None when no bytes are counted."""
+        budget = self.budget
+        limits = (("hour", budget.hour), ("day", budget.day), ("month", budget.month))
+        return min((max(0, limit - self.used(now, period)) for period, limit in limits if limit), default=None)
+
     def why_not(self, now: float) -> str:
         """Why nothing may cross now; empty when it may."""
         for period, limit in (("month", self.budget.month), ("day", self.budget.day), ("hour", self.budget.hour)):

@@ -38,7 +38,11 @@ from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
 
 log = logging.getLogger(__name__)
-_METER_S = 0.2  # what crosses between two looks is beyond a budget
+_METER_S = 0.2
+# What a budget has left comes no faster than in 4 s (libtorrent may save up 3 s of a cap), though not slower than this:
+# a look that comes late finds a budget exceeded by no more than the lateness times the last rate.
+_SPEND_S = 4.0
+_LAST_RATE = 100_000  # bytes per second
 _METER_SAVE_S = 5.0
 NO_BUDGET = Budget()
 _ANY_PORT = HostPort("127.0.0.1", 0)
@@ -86,6 +90,7 @@ class SwarmEngine:
         self._caps.set_whole(config.download_limit, config.upload_limit)
         self._caps.set_outside(config.outside_download_limit, config.outside_upload_limit)
         self._stopped = ""
+        self._pace = 0  # the cap that the budget sets; 0 is none
         self._sites: dict[str, str] = {}
         self._site_of: Callable[[str], str] = lambda _peer: ""
         self._around: Surroundings
@@ -192,12 +197,19 @@ class SwarmEngine:
     def set_limits(self, download: int, upload: int) -> None:
         """Change the caps in bytes per second; 0 is none."""
         self._config = replace(self._config, download_limit=download, upload_limit=upload)
-        self._caps.set_whole(download, upload)
+        self._limit()
 
     def set_outside_limits(self, download: int, upload: int) -> None:
         """Change the caps on what crosses to other sites, in bytes per second; 0 is none."""
         self._config = replace(self._config, outside_download_limit=download, outside_upload_limit=upload)
-        self._caps.set_outside(download, upload)
+        self._limit()
+
+    def _limit(self) -> None:
+        """Apply the caps, and what the budget leaves where it counts."""
+        config, last = self._config, self._pace
+        inside = last if config.budget.inside else 0
+        self._caps.set_whole(_lower(config.download_limit, inside), config.upload_limit)
+        self._caps.set_outside(_lower(config.outside_download_limit, last), config.outside_upload_limit)
 
     async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""
@@ -252,7 +264,13 @@ class SwarmEngine:
         ]
 
     def _keep_budget(self) -> None:
-        reason = self._meter.why_not(self._clock.wall())
+        now = self._clock.wall()
+        room = self._meter.room(now)
+        pace = max(_LAST_RATE, round(room / _SPEND_S)) if room is not None else 0
+        if pace != self._pace:
+            self._pace = pace
+            self._limit()
+        reason = self._meter.why_not(now)
         if bool(reason) != bool(self._stopped):
             log.warning("swarm traffic stops: %s", reason) if reason else log.info("swarm traffic goes on")
             self._torrents.pause(bool(reason))
@@ -293,6 +311,11 @@ class SwarmEngine:
         """A fetch is complete: its torrent goes on as a seed."""
         self._seeds.offer(package.manifest_digest, package.manifest.infohash)
         self._seeds.touch(package.manifest.infohash)
+
+
+def _lower(one: int, other: int) -> int:
+    """The lower of two caps of which 0 is none."""
+    return min(one, other) if one and other else one or other
 
 
 def _joined(address: HostPort) -> HostPort:

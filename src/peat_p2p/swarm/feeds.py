@@ -103,15 +103,18 @@ class Feeds:
         return bad
 
     def steer(
-        self, decision: Decision, candidates: Iterable[PeerCandidate], allowed: Iterable[PeerCandidate]
+        self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
     ) -> set[str]:
         """Fetch what is wanted from complete holders beyond a long link, of those that may be connected to.
 
         Returns the endpoint ids of those that need no torrent. A crowd on several sites is the torrent's business: its
-        members give each other what they have.
+        members give each other what they have. Who stands beside a complete holder is served there, and is no crowd.
         """
-        routes, site = self._around.routes, self._around.site
-        crowd = any(not p.complete and not p.kin and not (site and p.site == site) for p in candidates)
+        routes, near = self._around.routes, {self._around.site}
+        known = [peer for peer in candidates if not peer.kin]
+        near.update(peer.site for peer in known if peer.complete)
+        near.discard("")
+        crowd = any(not peer.complete and peer.site not in near for peer in known)
         able = [] if crowd else [peer for peer in allowed if peer.complete and not peer.kin and routes.far(peer)]
         if not able:
             self.rest()
