@@ -298,7 +298,7 @@ async def kill(run: Run) -> None:
         package = here.publish("seed", random_file(here.root / "file", size, run.random))
         await here.start("seed", upload_limit=rate)
         verified, regressions, done_kills = 0, 0, 0
-        span = 2.0 * size / rate / kills
+        span = size / rate / kills  # with the second before it and the start: the last kill comes before the end
         while True:
             leech = await here.start("leech")
             leech.last = {}
