@@ -199,6 +199,10 @@ async def orphan(run: Run) -> None:
 async def thrift(run: Run) -> None:
     size = run.options.size * MB if run.options.size else (20 if run.quick else 100) * MB
     run.parameter(bytes=size, profile="lte", agents_per_site=4)
+    run.note(
+        "TCP alone adds 3.6 % of headers and, with an acknowledgement for two segments, 1.8 % on the way back; what "
+        "counts for the bar is all of that"
+    )
     for death, bar in ((False, 1.05), (True, 1.15)):
         await _thrift(run, size, death, bar)
     if not run.options.no_rivals:
