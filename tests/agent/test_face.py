@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from peat_p2p.agent.broadcasts import Broadcasts
 from peat_p2p.agent.http import LIST_PACKAGES, LIST_PULLED, make_application
 from peat_p2p.agent.service import Agent
 from peat_p2p.agent.upkeep import Upkeep
@@ -32,7 +33,9 @@ from peat_p2p.wire.asgi import make_runner
 
 @contextlib.asynccontextmanager
 async def serve(agent: Agent) -> AsyncIterator[str]:
-    runner = make_runner(make_application(agent, Upkeep(agent, SystemClock()), SystemClock()))
+    clock = SystemClock()
+    broadcasts = Broadcasts(agent, agent._credentials, clock)
+    runner = make_runner(make_application(agent, Upkeep(agent, clock), broadcasts, clock))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

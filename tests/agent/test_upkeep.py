@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from peat_p2p.agent.broadcasts import Broadcasts
 from peat_p2p.agent.explain import Explanation, explain
 from peat_p2p.agent.http import make_application
 from peat_p2p.agent.service import Agent
@@ -33,7 +34,9 @@ def quiet(*_: object) -> None:
 
 @asynccontextmanager
 async def client_of(agent: Agent) -> AsyncIterator[AgentClient]:
-    runner = make_runner(make_application(agent, Upkeep(agent, SystemClock()), SystemClock()))
+    clock = SystemClock()
+    broadcasts = Broadcasts(agent, agent._credentials, clock)
+    runner = make_runner(make_application(agent, Upkeep(agent, clock), broadcasts, clock))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
