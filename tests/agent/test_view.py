@@ -21,6 +21,7 @@ from peat_p2p.core.clock import ManualClock, SystemClock
 from peat_p2p.core.errors import NotFoundError, UntrustedError
 from peat_p2p.fleet.heartbeat import Heartbeat
 from peat_p2p.fleet.holdings import Holding, PullStatus
+from peat_p2p.swarm.status import TransferState
 from peat_p2p.trust.identity import Role
 
 
@@ -213,7 +214,9 @@ def test_facts_are_told_once_and_suspects_are_named(fleet: Any, world: World) ->
         book=book,
         view=world.view,
         clock=ManualClock(),
+        stopped=lambda: stopped,
     )
+    stopped = ""
 
     def told() -> dict[str, Any]:
         writes = book.take(100)
@@ -239,7 +242,14 @@ def test_facts_are_told_once_and_suspects_are_named(fleet: Any, world: World) ->
     facts.unhold("blake3:aa")
     facts.tell([])
     assert told() == {"packages/a1:app:1-any": None}
-    status = SimpleNamespace(bad_peers=("m1",), suspects=(("m2", "gives nothing"),), verified=1, total=4)
+    status = SimpleNamespace(
+        bad_peers=("m1",),
+        suspects=(("m2", "gives nothing"),),
+        verified=1,
+        total=4,
+        state=TransferState.WAITING,
+        reason="no holder is in reach",
+    )
     ticket: Any = SimpleNamespace(
         digest="blake3:cc", status=status, manifest=app, transfer=SimpleNamespace(status=lambda: status)
     )
@@ -247,5 +257,16 @@ def test_facts_are_told_once_and_suspects_are_named(fleet: Any, world: World) ->
     now = told()
     assert now["platforms/a1"]["suspects"] == ["m1", "m2"]
     assert (now["packages/a1:app:1-any"]["pull_status"], now["packages/a1:app:1-any"]["held_bytes"]) == (2, 2)
+    assert now["packages/a1:app:1-any"]["waiting"] == "no holder is in reach"
+    # What stops everything is told in its lasting words, and not again while nothing differs.
+    stopped = "the budget of 1 GB per day is used up until 2026-01-02 00:00 UTC"
+    for _ in range(2):
+        facts.tell([ticket])
+        assert told().get("packages/a1:app:1-any", {"waiting": stopped})["waiting"] == stopped
+    # Complete, it waits for nothing, and the document that was merged does not go on saying so.
+    facts.hold(PackageSummary(app, "blake3:cc", False, 7.0, 7.0))
+    facts.tell([ticket])
+    assert told()["packages/a1:app:1-any"]["waiting"] == ""
+    facts.unhold("blake3:cc")
     facts.tell([])
     assert told() == {"packages/a1:app:1-any": None}

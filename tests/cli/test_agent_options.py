@@ -76,3 +76,26 @@ def test_settings_that_contradict(tmp_path: Path, arguments: tuple[str, ...]) ->
 @pytest.mark.parametrize("arguments", [("--budget-day", "much"), ("--copies", "0"), ("--evict-above", "101")])
 def test_values_that_make_no_sense(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert configure(tmp_path, *arguments)[1].exit_code == 2
+
+
+def test_limits_are_sizes_and_all_are_listed(tmp_path: Path) -> None:
+    flags = (
+        "--site-download-limit",
+        "500K",
+        "--site-upload-limit",
+        "2m",
+        "--bearer-limit",
+        "7",
+        "--upload-limit",
+        "1M",
+    )
+    config, _ = configure(tmp_path, *flags)
+    assert config.limits == {
+        "download-limit": 0,
+        "upload-limit": 10**6,
+        "site-download-limit": 500_000,
+        "site-upload-limit": 2 * 10**6,
+        "bearer-limit": 7,
+    }
+    assert "Traceback" not in configure(tmp_path, "--bearer-limit", "-1")[1].output
+    assert configure(tmp_path, "--bearer-limit", "-1")[0] is None

@@ -84,6 +84,25 @@ def test_a_link_is_filled_whatever_it_loses(shape: Shape, least: float) -> None:
     assert size * 8 / (shape.rate * (1 - shape.loss)) / seconds >= least
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_a_cap_holds_on_a_wide_link_from_the_first_second(loss: float) -> None:
+    link = Imagined(Shape(rate=20e6, delay=0.05, loss=loss))
+    giver = link.ends["a"]
+    giver.pacer.cap(50_000)
+    stream = link.ends["b"].open_stream()
+    link.ends["b"].write(stream.number, b"give", fin=True)
+    link.run(30.0, lambda: bool(link.got["a"]))
+    giver.write(stream.number, bytes(1_000_000), fin=True)
+    began, before = link.now, giver.sent_bytes
+    for second in range(1, 11):
+        link.run(began + second - link.now)
+        assert giver.sent_bytes - before <= 50_000 * (second + 0.2) + 3000
+    assert giver.sent_bytes - before > 400_000  # and what is allowed is used
+    giver.pacer.cap(0)
+    link.run(60.0, lambda: stream.number in link.ended["b"])
+    assert len(link.got["b"][stream.number]) == 1_000_000
+
+
 def test_the_queue_stays_short() -> None:
     shape = Shape(rate=2e6, delay=0.3, loss=0.01, queue=1.0)
     link = Imagined(shape)

@@ -14,6 +14,7 @@ import pytest
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.bearers import paths as paths_module
+from peat_p2p.swarm.bearers.endpoint import Endpoint, Link
 from peat_p2p.swarm.bearers.paths import Paths
 from peat_p2p.swarm.bearers.relay import Bearers, Service, open_bearers
 
@@ -208,3 +209,21 @@ async def test_a_short_path_is_taken_straight_once_it_is_known(monkeypatch: pyte
         monkeypatch.setattr(paths_module, "LONG_RTT_S", 0.0)
         assert await paths.to(direct, far.address, Service.SWARM) == local
         assert paths.far(far.address)
+
+
+async def test_the_associations_of_a_bearer_share_its_limit() -> None:
+    links: list[Link] = []
+    near = Endpoint.open(ANY, lambda link, one: None, lambda link: None, limit=90_000)
+    try:
+        for port in (9, 10, 11):  # nobody is there
+            link = near.link_to(HostPort("127.0.0.1", port))
+            stream = near.open_stream(link)
+            link.association.write(stream.number, bytes(50_000))
+            near.flush(link)
+            links.append(link)
+        assert [link.association.pacer.ceiling for link in links] == [30_000] * 3
+        assert all(link.association.pacer.rate <= 30_000 for link in links)
+        near._drop(links[0])
+        assert [link.association.pacer.ceiling for link in links[1:]] == [45_000] * 2
+    finally:
+        near.close()

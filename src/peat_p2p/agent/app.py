@@ -42,6 +42,9 @@ async def open_agent(config: AgentConfig) -> AsyncIterator[Endpoints]:
             site=config.node.site,
             download_limit=config.download_limit,
             upload_limit=config.upload_limit,
+            outside_download_limit=config.site_download_limit,
+            outside_upload_limit=config.site_upload_limit,
+            bearer_limit=config.bearer_limit,
             state_dir=config.state_root / "swarm",
             budget=config.budget,
         )

@@ -23,7 +23,8 @@ class AgentConfig:
     """The agent's settings. `sidecar` is the URL of its own sidecar's API. Raises ConfigError when a value is wrong.
 
     `heartbeat_interval_s` is the time between heartbeats when nothing changes; a change is pushed at once. Limits are
-    bytes per second, 0 for none. `keep_deployments` old versions of each package stay unpacked for a way back. A
+    bytes per second, 0 for none; those of the `site` bound what crosses to other sites, `bearer_limit` what goes out
+    over the UDP bearers. `keep_deployments` old versions of each package stay unpacked for a way back. A
     package that fewer than `copies` agents in reach hold is shown as under-replicated. With `watermarks`, packages
     that others in reach hold are removed when the disk is too full; without, nothing ever is. `budget` bounds what the
     swarm may move and when. `broadcast_listen` is a multicast group whose packages are taken in, heard on the interface
@@ -36,6 +37,9 @@ class AgentConfig:
     heartbeat_jitter: float = 0.1
     download_limit: int = 0
     upload_limit: int = 0
+    site_download_limit: int = 0
+    site_upload_limit: int = 0
+    bearer_limit: int = 0
     arch: str = field(default_factory=lambda: machine_arch(platform.machine()))
     metadata_listen: HostPort = LOOPBACK
     agent_version: str = __version__
@@ -56,7 +60,7 @@ class AgentConfig:
             raise ConfigError(f"heartbeat interval {self.heartbeat_interval_s} s is outside 0.05 to 86400")
         if not 0 <= self.heartbeat_jitter < 1:
             raise ConfigError(f"heartbeat jitter {self.heartbeat_jitter} is outside 0 to 1")
-        if self.download_limit < 0 or self.upload_limit < 0:
+        if min(self.limits.values()) < 0:
             raise ConfigError("a rate limit is a number of bytes per second, 0 for none")
         if self.keep_deployments < 0:
             raise ConfigError("keep-deployments is a number of old versions, 0 for none")
@@ -64,6 +68,17 @@ class AgentConfig:
             raise ConfigError("copies is the number of holders a package shall have, 1 or more")
         if not self.arch:
             raise ConfigError("the agent's architecture is empty; give --arch")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Every rate limit by the name of its flag, in bytes per second, 0 for none."""
+        return {
+            "download-limit": self.download_limit,
+            "upload-limit": self.upload_limit,
+            "site-download-limit": self.site_download_limit,
+            "site-upload-limit": self.site_upload_limit,
+            "bearer-limit": self.bearer_limit,
+        }
 
     @property
     def store_root(self) -> Path:

@@ -37,6 +37,7 @@ class HeldPackage:
     digest: str
     status: PullStatus
     held_bytes: int
+    waiting: str = ""
 
 
 def heartbeat(
@@ -85,6 +86,7 @@ def holding(agent_id: str, held: HeldPackage, changed_at: float) -> tuple[Key, F
         pull_status=held.status,
         manifest=held.digest,
         held_bytes=held.held_bytes,
+        waiting=held.waiting,
         last_seen=int(changed_at),
     )
     return Key(PACKAGES, document.doc_id), document.to_fields()

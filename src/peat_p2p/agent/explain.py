@@ -59,6 +59,7 @@ def explain(agent: Agent, name: str, version: str, arch: str) -> Explanation:
     ticket = next((t for t in agent.transfers.active() if t.digest == known.digest), None)
     ended = next((e for e in agent.transfers.history.all() if e.digest == known.digest), None)
     facts += _here(agent, known)
+    facts += _limits(agent)
     facts += _transfer(ticket, ended)
     holders = list(_holders(agent, known))
     facts += holders
@@ -103,6 +104,15 @@ def _here(agent: Agent, known: KnownManifest) -> Iterator[Fact]:
             yield Fact("deployment", deployment.version, agent.facts.state_of(deployment), f"at {deployment.path}")
 
 
+def _limits(agent: Agent) -> Iterator[Fact]:
+    """What bounds every transfer of this agent: someone may wonder why it is slow, or stands."""
+    for name, limit in agent.config.limits.items():
+        if limit:
+            yield Fact("limit", name, f"{limit} B/s", "this agent was started with it")
+    if agent.engine.stopped:
+        yield Fact("limit", "budget", "used up", agent.engine.stopped)
+
+
 def _transfer(ticket: Ticket | None, ended: EndedTransfer | None) -> Iterator[Fact]:
     source = ticket or ended
     if source is None:
@@ -134,13 +144,14 @@ def _holder(agent: Agent, holding: Holding, part: str) -> Fact:
     if platform is None:
         return Fact("holder", holding.agent_id, state, "it never said where it is")
     beat = Heartbeat.from_document(holding.agent_id, platform)
+    waits = f"it waits: {holding.waiting}; " if holding.waiting else ""
     text = f"at {', '.join(beat.swarm)}" if beat.swarm else "it does not say where to fetch from it"
     health = agent.engine.health(beat.endpoint_id)
     if health is not None and health.failures:
         text += f"; {health.failures} tries failed, the last: {health.last_error or 'no answer'}"
     elif health is not None and health.rate:
         text += f"; it gave {health.rate / 1000:.0f} kB/s"
-    return Fact("holder", holding.agent_id, state, text)
+    return Fact("holder", holding.agent_id, state, waits + text)
 
 
 def _suspicions(agent: Agent, holders: list[Fact]) -> Iterator[Fact]:

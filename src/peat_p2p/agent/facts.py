@@ -21,10 +21,16 @@ from peat_p2p.core.address import HostPort
 from peat_p2p.core.clock import Clock
 from peat_p2p.fleet.holdings import PullStatus
 from peat_p2p.fleet.ids import PACKAGES, PLATFORMS
+from peat_p2p.swarm.status import TransferState
+
+_MOST_WORDS = 200  # characters of a reason that the whole fleet is told
 
 
 class Facts:
-    """The facts of one agent. `addresses()` gives where its swarm and its metadata face listen."""
+    """The facts of one agent. `addresses()` gives where its swarm and its metadata face listen.
+
+    `stopped()` says why and until when all its traffic is stopped, in words that stay the same meanwhile.
+    """
 
     def __init__(
         self,
@@ -36,6 +42,7 @@ class Facts:
         book: ReportBook,
         view: FleetView,
         clock: Clock,
+        stopped: Callable[[], str] = lambda: "",
     ) -> None:
         self._config = config
         self._agent_id = agent_id
@@ -44,6 +51,7 @@ class Facts:
         self._book = book
         self._view = view
         self._clock = clock
+        self._stopped = stopped
         self._held: dict[str, PackageSummary] = {}
         self._holdings: dict[Key, Fields] = {}  # the documents of what is held whole, made once
         self._in_force: tuple[Deployment, ...] = ()
@@ -62,7 +70,8 @@ class Facts:
             held_bytes=summary.manifest.total_bytes,
         )
         key, fields = documents.holding(self._agent_id, held, summary.added)
-        self._holdings[key] = fields
+        # What was said of it while it was fetched must not stay: documents are merged.
+        self._holdings[key] = {**fields, "waiting": ""} if key in self._told else fields
         self._holdings_told = False
 
     def unhold(self, digest: str) -> None:
@@ -123,7 +132,7 @@ class Facts:
         told: dict[Key, Fields] = {}
         for ticket in tickets:
             if ticket.digest not in self._held:
-                key, fields = documents.holding(self._agent_id, _progress(ticket), now)
+                key, fields = documents.holding(self._agent_id, _progress(ticket, self._stopped()), now)
                 told[key] = self._unless_same(key, fields)
         for deployment in self._in_force:
             key, fields = documents.deployed(self._agent_id, deployment, self.state_of(deployment))
@@ -145,8 +154,11 @@ class Facts:
         return fields
 
 
-def _progress(ticket: Ticket) -> HeldPackage:
+def _progress(ticket: Ticket, stopped: str) -> HeldPackage:
     status, manifest = ticket.transfer.status(), ticket.manifest
     # The status counts distinct chunks, the document what is delivered.
     held = manifest.total_bytes * status.verified // status.total if status.total else 0
-    return HeldPackage(manifest=manifest, digest=ticket.digest, status=PullStatus.PULLING, held_bytes=held)
+    waiting = (stopped or status.reason)[:_MOST_WORDS] if status.state is TransferState.WAITING else ""
+    return HeldPackage(
+        manifest=manifest, digest=ticket.digest, status=PullStatus.PULLING, held_bytes=held, waiting=waiting
+    )

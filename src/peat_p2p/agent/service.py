@@ -82,6 +82,7 @@ class Agent:
             book=self.book,
             view=self.view,
             clock=clock,
+            stopped=lambda: engine.stopped_until,
         )
         self.deployments = Deployments(config.deployments_root, keep=config.keep_deployments)
         self.link = SidecarLink(

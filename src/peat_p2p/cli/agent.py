@@ -35,15 +35,33 @@ def agent_options(command: Any) -> Any:
         (
             option(
                 "--download-limit",
-                type=click.IntRange(min=0),
+                type=SIZE,
                 default=0,
                 help="Bytes per second fetched from peers at most; 0: no limit.",
             ),
             option(
                 "--upload-limit",
-                type=click.IntRange(min=0),
+                type=SIZE,
                 default=0,
                 help="Bytes per second given to peers at most; 0: no limit.",
+            ),
+            option(
+                "--site-download-limit",
+                type=SIZE,
+                default=0,
+                help="Bytes per second fetched from other sites at most, such as 500K; 0: no limit.",
+            ),
+            option(
+                "--site-upload-limit",
+                type=SIZE,
+                default=0,
+                help="Bytes per second given to other sites at most; 0: no limit.",
+            ),
+            option(
+                "--bearer-limit",
+                type=SIZE,
+                default=0,
+                help="Bytes per second sent over the UDP bearer at most, to all peers together; 0: no limit.",
             ),
             option(
                 "--heartbeat-interval",
@@ -142,6 +160,9 @@ def agent_config(values: dict[str, Any], sidecar: str) -> Any:
         heartbeat_interval_s=values["heartbeat_interval"],
         download_limit=values["download_limit"],
         upload_limit=values["upload_limit"],
+        site_download_limit=values["site_download_limit"],
+        site_upload_limit=values["site_upload_limit"],
+        bearer_limit=values["bearer_limit"],
         metadata_listen=values["metadata_listen"],
         budget=Budget(
             hour=values["budget_hour"],

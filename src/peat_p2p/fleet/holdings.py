@@ -29,7 +29,10 @@ _COMPLETE = int(PullStatus.COMPLETE)  # asked for every holding of a fleet: an e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """What an agent has of one package. `manifest` is empty if the package cannot be fetched by its digest."""
+    """What an agent has of one package. `manifest` is empty if the package cannot be fetched by its digest.
+
+    `waiting` says why the agent is not getting on with it; empty when it is, and for a package that is complete.
+    """
 
     agent_id: str
     package: str
@@ -41,6 +44,7 @@ class Holding:
     held_bytes: int = 0
     pull_status: int = PullStatus.UNSPECIFIED
     manifest: str = ""
+    waiting: str = ""
     last_seen: int = 0
 
     @property
@@ -79,6 +83,7 @@ class Holding:
             held_bytes=max(0, whole(fields, "held_bytes")),
             pull_status=whole(fields, "pull_status"),
             manifest=text(fields, "manifest"),
+            waiting=text(fields, "waiting") if whole(fields, "pull_status") != _COMPLETE else "",
             last_seen=whole(fields, "last_seen"),
         )
 
@@ -95,6 +100,8 @@ class Holding:
             "held_bytes": self.held_bytes,
             "pull_status": int(self.pull_status),
             "manifest": self.manifest,
+            # Most holdings are complete, and a fleet has many: they do without.
+            **({} if self.complete else {"waiting": self.waiting}),
             "last_seen": self.last_seen,
         }
 

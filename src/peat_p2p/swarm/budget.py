@@ -122,20 +122,30 @@ class Meter:
         return min((max(0, limit - self.used(now, period)) for period, limit in limits if limit), default=None)
 
     def why_not(self, now: float) -> str:
-        """Why nothing may cross now; empty when it may."""
+        """Why nothing may cross now, and for how long; empty when it may."""
+        found = self._closed(now)
+        return f"{found[0]}; {found[1]} in {_span(found[2])}" if found is not None else ""
+
+    def closed_until(self, now: float) -> str:
+        """The same in words that stay true while time passes: until when. Empty when bytes may cross."""
+        found = self._closed(now)
+        if found is None:
+            return ""
+        return f"{found[0]} until {datetime.fromtimestamp(round(now + found[2]), UTC):%Y-%m-%d %H:%M} UTC"
+
+    def _closed(self, now: float) -> tuple[str, str, float] | None:
+        """Why nothing may cross, what happens then, and in how many seconds."""
         for period, limit in (("month", self.budget.month), ("day", self.budget.day), ("hour", self.budget.hour)):
             if limit and self.used(now, period) >= limit:
-                return (
-                    f"the budget of {_size(limit)} per {period} is used up; "
-                    f"it begins anew in {_span(_ends(now, period) - now)}"
-                )
+                why = f"the budget of {_size(limit)} per {period} is used up"
+                return why, "it begins anew", _ends(now, period) - now
         windows = self.budget.windows
         at = datetime.fromtimestamp(now, UTC)
         minute = at.hour * 60 + at.minute
         if windows and not any(window.holds(minute) for window in windows):
             wait = min((window.start - minute) % _DAY_MINUTES for window in windows) * 60 - at.second
-            return f"outside the hours {_list(windows)} UTC; they begin in {_span(wait)}"
-        return ""
+            return f"outside the hours {_list(windows)} UTC", "they begin", wait - at.microsecond / 1e6
+        return None
 
     def dump(self, margin: int) -> bytes:
         """The account as JSON, with `margin` bytes added for what may cross before the next one is written."""

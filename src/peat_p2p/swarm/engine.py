@@ -53,7 +53,8 @@ class SwarmConfig:
     """How a swarm runs. State is kept in the store's folder by default.
 
     Limits are bytes per second, 0 is none; those `outside` bound what crosses to other sites, the others everything. A
-    site's link is shared by its agents: each is given its part of what the link may carry.
+    site's link is shared by its agents: each is given its part of what the link may carry. `bearer_limit` bounds what
+    this agent sends over the UDP bearers, to all peers together.
     """
 
     listen: HostPort = _ANY_PORT
@@ -63,6 +64,7 @@ class SwarmConfig:
     upload_limit: int = 0
     outside_download_limit: int = 0
     outside_upload_limit: int = 0
+    bearer_limit: int = 0
     state_dir: Path | None = None
     budget: Budget = NO_BUDGET
 
@@ -216,7 +218,7 @@ class SwarmEngine:
         services = {Service.SWARM: _joined(self.swarm_address), Service.METADATA: _joined(self.metadata_address)}
         listen = HostPort(self._config.metadata_listen.host, self.metadata_address.port)
         try:
-            return await self._stack.enter_async_context(open_bearers(listen, services))
+            return await self._stack.enter_async_context(open_bearers(listen, services, self._config.bearer_limit))
         except UnavailableError as error:
             log.warning("no bearer for long links: %s", error)
             return None
@@ -297,6 +299,11 @@ class SwarmEngine:
     def stopped(self) -> str:
         """Why all traffic is stopped; empty when it is not."""
         return self._stopped
+
+    @property
+    def stopped_until(self) -> str:
+        """Why all traffic is stopped and until when, in words that do not change meanwhile; empty when it is not."""
+        return self._meter.closed_until(self._clock.wall()) if self._stopped else ""
 
     def _hold(self, transfer: Transfer) -> str:
         """Why a transfer must not fetch now; empty when it may."""

@@ -360,6 +360,11 @@ class Association:
             return _UNPROVEN_PACKETS * frames.MAX_DATAGRAM  # it may not be who the datagrams seem to come from
         return self.pacer.window
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has anything to send, or waits to hear that what it sent arrived, with a peer that answers."""
+        return self._silences <= 2 and (bool(self._flight) or self._has_something())
+
     def _has_something(self) -> bool:
         if self._others or self._probes > 0:
             return True

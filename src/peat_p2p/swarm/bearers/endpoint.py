@@ -40,15 +40,25 @@ class Link:
 
 
 class Endpoint:
-    """A UDP socket in the running loop. `on_arrived` is told what comes in, `on_room` when more may be written."""
+    """A UDP socket in the running loop. `on_arrived` is told what comes in, `on_room` when more may be written.
+
+    `limit` is the most that all associations together send, in bytes per second with headers (acknowledgements by
+    themselves, a few percent, come on top); 0 is none. Those that have something to send get equal parts of it.
+    """
 
     def __init__(
-        self, sock: socket.socket, on_arrived: Callable[[Link, Arrived], None], on_room: Callable[[Link], None]
+        self,
+        sock: socket.socket,
+        on_arrived: Callable[[Link, Arrived], None],
+        on_room: Callable[[Link], None],
+        limit: int = 0,
     ) -> None:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._on_arrived = on_arrived
         self._on_room = on_room
+        self._limit = limit
+        self._busy: dict[int, Link] = {}  # those that share the limit
         self._links: dict[int, Link] = {}
         self._by_peer: dict[HostPort, Link] = {}
         host, port = sock.getsockname()[:2]
@@ -58,7 +68,11 @@ class Endpoint:
 
     @classmethod
     def open(
-        cls, listen: HostPort, on_arrived: Callable[[Link, Arrived], None], on_room: Callable[[Link], None]
+        cls,
+        listen: HostPort,
+        on_arrived: Callable[[Link, Arrived], None],
+        on_room: Callable[[Link], None],
+        limit: int = 0,
     ) -> Self:
         """Bind a socket. Raises UnavailableError."""
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
@@ -71,7 +85,7 @@ class Endpoint:
         except OSError as error:
             sock.close()
             raise UnavailableError(f"the bearers cannot listen on UDP {listen}: {error.strerror}") from error
-        return cls(sock, on_arrived, on_room)
+        return cls(sock, on_arrived, on_room, limit)
 
     def close(self) -> None:
         """Stop; the other sides will find out by silence."""
@@ -106,6 +120,8 @@ class Endpoint:
         """Send what may be sent now, and see to it that the rest follows."""
         now = self._loop.time()
         association, address, send = link.association, link.address, self._socket.sendto
+        if self._limit:
+            self._share(link)
         try:
             for datagram in association.datagrams(now):
                 send(datagram, address)
@@ -123,6 +139,21 @@ class Endpoint:
                 link.timer.cancel()
             link.timer_at = at
             link.timer = self._loop.call_at(at, self._due, link)
+
+    def _share(self, link: Link) -> None:
+        """Give those that have something to send equal parts of the limit; `link` may have begun or ended to be one."""
+        number, busy = link.association.connection, link.association.busy
+        if busy == (number in self._busy):
+            return
+        if busy:
+            self._busy[number] = link
+        else:
+            del self._busy[number]
+        self._cap()
+
+    def _cap(self) -> None:
+        for one in self._busy.values():
+            one.association.pacer.cap(self._limit / len(self._busy))
 
     def _due(self, link: Link) -> None:
         link.timer = None
@@ -170,6 +201,8 @@ class Endpoint:
 
     def _drop(self, link: Link) -> None:
         self._links.pop(link.association.connection, None)
+        if self._busy.pop(link.association.connection, None) is not None:
+            self._cap()
         if link.timer is not None:
             link.timer.cancel()
         for peer, known in list(self._by_peer.items()):

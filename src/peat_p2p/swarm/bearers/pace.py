@@ -58,6 +58,7 @@ class Pacer:
 
     def __init__(self, packet_bytes: int, rtt: float = 0.5) -> None:
         self.packet_bytes = packet_bytes
+        self.ceiling = 0.0  # bytes per second that `rate` never exceeds; 0 is none
         self.phase = Phase.START
         self.min_rtt = rtt  # the shortest round trip of late: the link without its queue
         self.bandwidth = 0.0  # bytes per second that arrive when the link is full; 0 while nothing is known
@@ -93,7 +94,15 @@ class Pacer:
         self.min_rtt = min((rtt for _, rtt in self._rtts), default=self.smooth_rtt)
         self.bandwidth = max((rate for _, rate in self._rates), default=0.0)
         self.rate = max(self._rate(), _FLOOR_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01))
+        if self.ceiling:
+            # A cap is a promise to whoever pays for the link: also the start and the floor keep it.
+            self.rate = min(self.rate, self.ceiling)
         self.window = self._window()
+
+    def cap(self, ceiling: float) -> None:
+        """Never send faster than `ceiling` bytes per second from now on; 0 is no cap."""
+        self.ceiling = ceiling
+        self._refresh()
 
     def _rate(self) -> float:
         if self.phase is Phase.START:

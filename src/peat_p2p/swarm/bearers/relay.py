@@ -236,8 +236,8 @@ class Bearers:
                 if joint is not None:
                     joint.room.set()
 
-    def _open(self, listen: HostPort) -> None:
-        self._endpoint = Endpoint.open(listen, self._arrived, self._room)
+    def _open(self, listen: HostPort, limit: int) -> None:
+        self._endpoint = Endpoint.open(listen, self._arrived, self._room, limit)
 
     async def _close(self) -> None:
         for server in self._servers:
@@ -250,11 +250,16 @@ class Bearers:
 
 
 @contextlib.asynccontextmanager
-async def open_bearers(listen: HostPort, services: Mapping[Service, HostPort]) -> AsyncIterator[Bearers]:
-    """Bearers that listen on UDP at `listen` and lead others to `services`. Raises UnavailableError."""
+async def open_bearers(
+    listen: HostPort, services: Mapping[Service, HostPort], limit: int = 0
+) -> AsyncIterator[Bearers]:
+    """Bearers that listen on UDP at `listen` and lead others to `services`. Raises UnavailableError.
+
+    They send at most `limit` bytes per second in all; 0 is no limit.
+    """
     tasks = asyncio.TaskGroup()
     bearers = Bearers(services, tasks)
-    bearers._open(listen)
+    bearers._open(listen, limit)
     await tasks.__aenter__()
     try:
         yield bearers
