@@ -174,12 +174,14 @@ class Agent:
                 try:
                     self.view.revoked.check_package(digest)
                 except PeatError as error:
-                    self.transfers.stop(digest, error)
+                    begun = await self.transfers.stop(digest, error)
                     summary = self.facts.summary(digest)
                     if summary is not None:
                         log.warning("%s is dropped: %s", summary.manifest.reference, error)
                         with self._steady(f"dropping {summary.manifest.reference}"):
                             await self.drop(digest)
+                    if begun or summary is not None:
+                        with self._steady("removing chunks of what is revoked"):
                             await asyncio.to_thread(self.store.gc)
             self._tell()
 

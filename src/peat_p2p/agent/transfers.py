@@ -169,14 +169,21 @@ class Transfers:
         if ticket is not None and not ticket.ended:
             ticket.transfer.cancel()
 
-    def stop(self, digest: str, error: PeatError) -> None:
-        """Nobody shall have it: end the transfer whoever wishes for it, with `error` as the reason."""
+    async def stop(self, digest: str, error: PeatError) -> bool:
+        """Nobody shall have it: end the transfer whoever wishes for it, with `error` as the reason.
+
+        Returns once it has let go of its chunks; False when there was no transfer.
+        """
         ticket = self._tickets.get(digest)
-        if ticket is not None and not ticket.ended:
-            ticket.stopped = error
-            ticket.wishes.clear()
-            self._forget(digest)
-            ticket.transfer.cancel()
+        if ticket is None or ticket.ended:
+            return False
+        ticket.stopped = error
+        ticket.wishes.clear()
+        self._forget(digest)
+        ticket.transfer.cancel()
+        with contextlib.suppress(PeatError):
+            await ticket.wait()
+        return True
 
     def _begin(self, envelope: dict[str, Any], wishes: set[str]) -> Ticket:
         if self._group is None:
