@@ -32,7 +32,7 @@ from peat_p2p.documents.authority import FormationAuthority
 from peat_p2p.documents.judging import FormationJudge
 from peat_p2p.documents.keys import certificate_key
 from peat_p2p.documents.ledger import Ledger, open_ledger
-from peat_p2p.documents.rules import CLASSES, Rules
+from peat_p2p.documents.rules import CLASSES, Rules, is_public_name
 from peat_p2p.documents.sqlite import SqliteStore
 from peat_p2p.documents.store import MemoryStore
 from peat_p2p.documents.types import Limits, Update
@@ -160,6 +160,7 @@ def _size(ledger: Ledger, path: Path) -> dict[str, Any]:
     live = sum(
         ledger.shelf.document(collection, doc_id) is not None
         for collection in ledger.shelf.collections()
+        if is_public_name(collection)
         for doc_id in ledger.shelf.doc_ids(collection)
     )
     stored = sum(file.stat().st_size for file in files if file.exists())
@@ -280,6 +281,7 @@ def _days(
         for writer in writers:
             writer.ledger.tend(evening)
             writer.ledger.flush(writer._store)
+            pipe.send(("apply", list(writer.news()), evening))
         pipe.send(("day", None, evening))
         rows.append({"day": day, **pipe.recv()})
         run.say(f"day {day}: {rows[-1]}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 NAMES = ("alpha", "bravo", "charlie", "delta")
 
 
@@ -188,3 +190,32 @@ def test_a_node_alone_forgets_too_but_not_by_a_clock_that_jumped(new_fleet):
         fleet.tend("alpha")
     assert documents(fleet) == {"one"}
     assert fleet.parts("alpha", "deleted") == []
+
+
+@pytest.mark.parametrize(("collection", "days"), [("receipts", 90), ("cells", 30), ("tracks", 30)])
+def test_documents_that_live_for_a_time_end_after_it(new_fleet, collection, days):
+    fleet = new_fleet(NAMES)
+    fleet.put("alpha", collection, "one", {"a": 1})
+    fleet.days(days - 1, [NAMES])
+    assert documents(fleet) == {"one"}
+    # The fleet's common time, by which a document ends, follows the clocks by a day or two.
+    fleet.days(4, [NAMES])
+    assert fleet.check_equal() == {}
+
+
+@pytest.mark.parametrize("later", ["write", "delete"])
+def test_a_write_concurrent_with_a_delete_survives_only_by_a_higher_stamp(new_fleet, later):
+    fleet = new_fleet(NAMES)
+    fleet.put("alpha", "things", "one", {"old": 1})
+    fleet.settle()
+    fleet.now += 10
+    if later == "write":
+        fleet.delete("alpha", "things", "one")
+        fleet.now += 10
+        fleet.put("bravo", "things", "one", {"new": 2})
+    else:
+        fleet.put("bravo", "things", "one", {"new": 2})
+        fleet.now += 10
+        fleet.delete("alpha", "things", "one")
+    fleet.settle()
+    assert fleet.check_equal() == ({("things", "one"): '{"new":2}'} if later == "write" else {})

@@ -192,10 +192,6 @@ async def test_a_small_fleet_in_one_replica(tmp_path):
 async def test_five_thousand_agents_in_one_replica(tmp_path):
     found = await measure(5000, tmp_path)
     print(json.dumps(found))
-    # Seconds of processor time: on a machine that does nothing else it is the time on the wall, too.
+    # What it costs in time and memory has its bars in `python -m bench mesh scale`.
     assert found["documents"] == 55_000
-    assert found["end_mb"] <= 500
-    assert found["ready_cpu_s"] <= 5
-    assert found["core_share_at_167"] <= 0.15
-    # The aim is 15: 80,000 records, each with a signature to check (half of the time).
-    assert found["fill_cpu_s"] <= 25
+    assert found["beat_bytes"] <= 20
