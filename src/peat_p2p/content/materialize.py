@@ -8,6 +8,7 @@ write to it, linked, so that it takes no space of its own. Must not know of peer
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,10 @@ from peat_p2p.core.atomic import sync_dir
 from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, NotFoundError, UnavailableError
 
 _WRITE_BITS = 0o222
+# What one file system takes another may not: a name too long, a character, a link, an owner.
+_NOT_TAKEN = frozenset(
+    (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.EMLINK)
+)
 
 
 def materialize(
@@ -57,9 +62,8 @@ def materialize(
         except OSError as error:
             _remove(temporary)
             place = os.fsdecode(error.filename) if error.filename else str(temporary)
-            if error.errno in FULL or not place.startswith(str(temporary)):
+            if error.errno not in _NOT_TAKEN or not place.startswith(str(temporary)):
                 raise
-            # What one file system takes another may not: a name too long, a character, a link.
             what = Path(place).name if error.filename else destination.name
             raise InvalidInputError(
                 f"{what!r} cannot be written below {parent}: {error.strerror}; choose a place on another file system"
