@@ -173,7 +173,6 @@ class _FullHistory:
 
     def __init__(self) -> None:
         self._state: Doc[Map[str]] = Doc()
-        self._root = self._state.get("documents", type=Map)
         self.log_bytes = 0
 
     def day(self, writers: list[tuple[str, int]]) -> None:
@@ -186,7 +185,7 @@ class _FullHistory:
                 before = fresh.get_state()
                 root[name] = json.dumps({**heartbeat(name, "site"), "n": number})
                 self.log_bytes += len(fresh.get_update(before))
-        self._state, self._root = fresh, root
+        self._state = fresh
 
     @property
     def state_bytes(self) -> int:
