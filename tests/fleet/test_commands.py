@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peat_p2p.core.errors import UntrustedError
 from peat_p2p.fleet.commands import (
     PAYLOAD_TYPE,
     Command,
     CommandStatus,
+    fresh_command_id,
     is_sealed,
     may_act,
     open_command,
@@ -125,3 +128,19 @@ def test_a_status_needs_no_new_signature(nodes: dict[str, NodeCredentials]) -> N
     assert not is_sealed(replace(sealed, envelope={"payload": "%"})) and not is_sealed(
         replace(sealed, envelope={"payload": 1})
     )
+
+
+@given(
+    st.integers(min_value=0, max_value=4_000_000_000_000),
+    st.integers(min_value=1, max_value=100_000),
+    st.text("0123456789abcdef", min_size=12, max_size=12),
+    st.text("0123456789abcdef", min_size=12, max_size=12),
+)
+def test_of_commands_of_one_second_the_later_has_the_greater_id(first: int, later: int, a: str, b: str) -> None:
+    assert fresh_command_id(first / 1000, "deploy-app", a) < fresh_command_id(
+        (first + later + 1) / 1000, "deploy-app", b
+    )
+
+
+def test_a_fresh_id_says_when() -> None:
+    assert fresh_command_id(1_800_000_000.25, "pull", "app", "c0ffee") == "20270115T080000.250-pull-app-c0ffee"

@@ -11,7 +11,7 @@ import click
 
 from peat_p2p.cli.connect import Place, json_option, place_options, run
 from peat_p2p.cli.output import ago, plain, print_json, print_table, when
-from peat_p2p.fleet.commands import Command, CommandStatus
+from peat_p2p.fleet.commands import Command, CommandStatus, fresh_command_id
 from peat_p2p.fleet.view import CommandState
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -79,10 +79,11 @@ def send(
         raise click.UsageError("--path goes with deploy only")
     wishes = {"package": name, "version": version, "arch": arch, "manifest": manifest, "path": path}
     payload = json.dumps({key: value for key, value in wishes.items() if value})
-    now = int(time.time())
+    given = time.time()
+    now = int(given)
     orders = [
         Command(
-            id=f"{kind}-{name}-{secrets.token_hex(6)}",
+            id=fresh_command_id(given, kind, name, secrets.token_hex(6)),
             target_id=target,
             command_type=kind,
             status=CommandStatus.PENDING,

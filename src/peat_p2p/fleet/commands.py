@@ -11,6 +11,7 @@ import json
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
@@ -151,6 +152,16 @@ class Receipt:
             "message": self.message,
             "updated_at": self.updated_at,
         }
+
+
+def fresh_command_id(now: float, *rest: str) -> str:
+    """An id for a command given at `now`, in Unix seconds; `rest` makes it unique and may name what is ordered.
+
+    `created_at` counts whole seconds, and of commands of one second the greater id is the later one: so the id begins
+    with the time in milliseconds, and two orders given one after the other are never taken in the wrong order.
+    """
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+    return "-".join((stamp, *rest))
 
 
 def command_payload(command: Command) -> bytes:

@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from peat_p2p.client.model import Deleted, Event, Gap, SnapshotComplete, Upserted
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, ExhaustedError, NotFoundError, UnavailableError
-from peat_p2p.fleet.commands import Command
+from peat_p2p.fleet.commands import Command, fresh_command_id
 from peat_p2p.fleet.ids import COMMANDS, FLEET_COLLECTIONS, REVOCATIONS
 from peat_p2p.fleet.view import FleetView
 from peat_p2p.hub import answers
@@ -121,7 +120,7 @@ class HubService:
     async def order(self, body: bytes) -> dict[str, Any]:
         """Write the command that `body` asks for through the sidecar, which signs it. Raises PeatError."""
         now = self._clock.wall()
-        fresh = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{secrets.token_hex(4)}"
+        fresh = fresh_command_id(now, secrets.token_hex(4))
         command = read_order(body, now=int(now), fresh_id=fresh)
         if self._view.command(command.id) or await self._client.get_document_text(COMMANDS, command.id) is not None:
             raise ConflictError(f"there is a command {command.id} already; leave out 'id' to have one made")
