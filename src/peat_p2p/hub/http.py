@@ -19,6 +19,7 @@ from aiohttp import web
 
 from peat_p2p.core.errors import (
     ConflictError,
+    CorruptError,
     DeniedError,
     ExhaustedError,
     InvalidInputError,
@@ -43,6 +44,7 @@ _STATUS: tuple[tuple[type[PeatError], int, str], ...] = (
     (DeniedError, 403, "denied"),
     (UnavailableError, 503, "unavailable"),
     (ExhaustedError, 507, "exhausted"),
+    (CorruptError, 500, "corrupt"),
 )
 _respond = partial(web.json_response, dumps=partial(json.dumps, separators=(",", ":")))
 
