@@ -44,7 +44,8 @@ async def test_publish_announces_and_a_pull_command_brings_it_over(
         assert holding["held_bytes"] == holding["total_bytes"] == published.manifest.total_bytes
         assert holding["manifest"] == published.manifest_digest
         assert "verified" in fleet.sidecar.get("receipts", "c1:a2")["message"]
-        await two.unpack(two.store.package(published.manifest_digest), fleet.root / "out", quiet)
+        async with two.unpacking(fleet.root / "out") as unpacking:
+            await unpacking.finish(two.store.package(published.manifest_digest))
     assert same(source, fleet.root / "out")
 
 

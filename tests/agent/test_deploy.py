@@ -179,6 +179,8 @@ def test_killed_at_any_moment_the_version_in_force_is_whole(tmp_path: Path) -> N
         last = int(found.version)
         start = last + 1
     assert last > 0
+    (root / "app/.9-abcdef01.x1y2.tmp/half").mkdir(parents=True)
     Deployments(root, keep=1).clean()
+    assert not (root / "app/.9-abcdef01.x1y2.tmp").exists()
     leftovers = [path.name for path in (root / "app").iterdir() if path.name.startswith((".removed-", ".link-"))]
     assert leftovers == []

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from peat_p2p.content import materialize as materialize_module
-from peat_p2p.content.materialize import materialize
-from peat_p2p.content.store import ChunkStore, StoredPackage
+from peat_p2p.content.index import ChunkRef
+from peat_p2p.content.materialize import Placement, materialize
+from peat_p2p.content.store import RESERVE_BYTES, ChunkStore, StoredPackage
 from peat_p2p.content.tree import verify_tree
 from peat_p2p.core.errors import ConflictError, ExhaustedError, InvalidInputError, NotFoundError
 
@@ -164,6 +165,100 @@ def test_clone_is_used_where_the_file_system_can(
     assert any(path.endswith("/one.bin") for path in cloned)
     assert verify_tree(package.index, tmp_path / "out") == []
     assert stat.S_IMODE((tmp_path / "out/one.bin").stat().st_mode) == 0o644
+
+
+# A placement, while chunks come
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_files_are_written_in_whatever_order_chunks_come(
+    tmp_path: Path, store: ChunkStore, publish_tree: Publish, make_tree: MakeTree, seed: int
+) -> None:
+    dice = random.Random(seed)
+    package = publish_tree(make_tree(tmp_path / "source", seed))
+    coming = list(package.index.unique_chunks)
+    dice.shuffle(coming)
+    here: set[str] = set()
+    asked: set[str] = set()
+
+    def look(chunk: ChunkRef) -> bool:
+        asked.add(chunk.hex)
+        return chunk.hex in here
+
+    written = [0]
+    report = [0]
+    with Placement(store, package.index, tmp_path / "out", lambda _, done, total: report.append(done)) as placement:
+        while coming:
+            for _ in range(dice.randrange(1, 40)):
+                if coming:
+                    here.add(coming.pop().hex)
+            placement.advance(look, never)
+            written.append(report[-1])
+            assert not (tmp_path / "out").exists()
+        assert written == sorted(written)
+        assert len(set(written)) > 2, "files are written as chunks come"
+        assert report[-1] == package.index.total_bytes, "nothing is left when all are here"
+        placement.finish()
+    assert verify_tree(package.index, tmp_path / "out") == []
+    assert sorted(leftovers(tmp_path)) == ["out", "source", "store"]
+    assert asked == {chunk.hex for chunk in package.index.unique_chunks}
+
+
+def test_a_slice_of_work_ends_when_it_is_told_to(tmp_path: Path, store: ChunkStore, package: StoredPackage) -> None:
+    done: list[int] = []
+    with Placement(store, package.index, tmp_path / "out", lambda _, count, __: done.append(count)) as placement:
+        placement.advance(lambda chunk: True, lambda: len(done) >= 3)
+        assert len(done) == 3
+        placement.finish()
+    assert verify_tree(package.index, tmp_path / "out") == []
+
+
+def test_a_placement_left_half_way_leaves_nothing(tmp_path: Path, store: ChunkStore, package: StoredPackage) -> None:
+    here = {chunk.hex for chunk in package.index.unique_chunks[::2]}
+    with Placement(store, package.index, tmp_path / "out/x") as placement:
+        placement.advance(lambda chunk: chunk.hex in here, never)
+        assert len(leftovers(tmp_path / "out")) == 1
+    assert leftovers(tmp_path / "out") == []
+    assert all(store.has(chunk.hex) for chunk in package.index.unique_chunks)
+
+
+def test_a_placement_beside_chunks_still_to_come_counts_their_space(
+    tmp_path: Path, store: ChunkStore, package: StoredPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materialize_module, "clone", lambda source, target: False)
+    total = package.index.total_bytes
+    monkeypatch.setattr(materialize_module, "free_bytes", lambda path: total + RESERVE_BYTES)
+    with Placement(store, package.index, tmp_path / "fits") as placement:
+        placement.finish()
+    with pytest.raises(ExhaustedError):
+        Placement(store, package.index, tmp_path / "out", coming=1)
+    assert sorted(leftovers(tmp_path)) == ["fits", "source", "store"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(
+    tmp_path: Path, store: ChunkStore, package: StoredPackage
+) -> None:
+    folder = tmp_path / "out"
+    dead, young, other = folder / ".x.abc.tmp", folder / ".x.def.tmp", folder / ".xy.abc.tmp"
+    for left in (dead, young, other):
+        (left / "locked").mkdir(parents=True)
+        (left / "locked/file").write_text("half")
+        (left / "locked").chmod(0o500)
+        os.utime(left, (0, 0))
+    os.utime(young)
+    with Placement(store, package.index, folder / "x") as in_use:
+        [used] = set(folder.iterdir()) - {young, other}
+        os.utime(used, (0, 0))
+        materialize(store, package.index, folder / "x.y")
+        materialize(store, package.index, folder / "x")
+        assert {path.name for path in folder.iterdir()} == {used.name, young.name, other.name, "x", "x.y"}
+        with pytest.raises(ConflictError, match="came to be while its content was written"):
+            in_use.finish()
+    assert {path.name for path in folder.iterdir()} == {young.name, other.name, "x", "x.y"}
 
 
 # verify_tree

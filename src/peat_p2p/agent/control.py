@@ -99,17 +99,20 @@ class ControlService(PeatAgent):
                 yield found
         assert known is not None
         ticket = self._agent.pull(known, f"pull:{secrets.token_hex(8)}")
-        async for status in paced(ticket, self._agent.stopping):
-            if not status.state.final:
-                yield transfer_message(known, status)
-        if ticket.package is None:
-            yield transfer_message(known, ticket.status)
-            raise ticket.error or NotFoundError(f"the transfer of {known.manifest.reference} was stopped")
-        if destination is not None:
-            message = transfer_message(known, ticket.status)
-            message.state, message.reason, message.path = "unpacking", f"to {destination}", str(destination)
-            yield message
-            await self._agent.unpack(ticket.package, destination, lambda *_: None)
+        async with self._agent.unpacking(destination) if destination else contextlib.nullcontext() as unpacking:
+            async for status in paced(ticket, self._agent.stopping):
+                if not status.state.final:
+                    yield transfer_message(known, status)
+                    if unpacking is not None:
+                        await unpacking.advance(ticket.transfer)
+            if ticket.package is None:
+                yield transfer_message(known, ticket.status)
+                raise ticket.error or NotFoundError(f"the transfer of {known.manifest.reference} was stopped")
+            if unpacking is not None:
+                message = transfer_message(known, ticket.status)
+                message.state, message.reason, message.path = "unpacking", f"to {destination}", str(destination)
+                yield message
+                await unpacking.finish(ticket.package)
         message = transfer_message(known, ticket.status)
         message.path = str(destination) if destination is not None else ""
         yield message

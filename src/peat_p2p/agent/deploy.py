@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from peat_p2p.content.materialize import is_unfinished
 from peat_p2p.core.atomic import sync_dir, write_atomic
 from peat_p2p.core.errors import ConflictError, InvalidInputError
 
@@ -59,7 +60,7 @@ class Deployments:
             for entry in folder.iterdir():
                 if entry.name.startswith(_LINK):
                     entry.unlink(missing_ok=True)
-                elif entry.name.startswith(_TRASH):
+                elif entry.name.startswith(_TRASH) or is_unfinished(entry):
                     _empty(entry)
                 elif entry.suffix == ".json" and not _is_whole(entry):
                     entry.unlink(missing_ok=True)

@@ -20,7 +20,9 @@ from peat_p2p.agent.journal import CommandJournal
 from peat_p2p.agent.reports import Key, ReportBook
 from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.transfers import Ticket
+from peat_p2p.agent.unpacking import Unpacking
 from peat_p2p.agent.view import FleetView
+from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import PeatError
@@ -38,7 +40,7 @@ SAY_AGAIN_S = 5.0  # a reason that changes often is told no more often than this
 class Hands(Protocol):
     """What the agent can do for a command."""
 
-    async def obtain(self, order: Order, wish: str, say: Callable[[str], None]) -> Ticket | StoredPackage:
+    async def obtain(self, order: Order, wish: str, say: Callable[[str], None]) -> Ticket:
         """Find out which package version is meant and begin to fetch it; waits while nobody in reach knows it."""
         ...
 
@@ -46,7 +48,11 @@ class Hands(Protocol):
         """The command of this wish wants nothing any more."""
         ...
 
-    async def deploy(self, package: StoredPackage, link: str) -> Deployment:
+    def unpacking_for(self, manifest: Manifest) -> Unpacking:
+        """Something that unpacks the package to where it will be deployed."""
+        ...
+
+    async def deploy(self, package: StoredPackage, link: str, unpacking: Unpacking) -> Deployment:
         """Unpack the package and put it in force."""
         ...
 
@@ -193,13 +199,15 @@ class CommandRunner:
 
         try:
             found = await self._hands.obtain(order, _wish(order.id), waiting)
-            package = await self._follow(order, found) if isinstance(found, Ticket) else found
-            what = package.manifest.reference
+            what = found.manifest.reference
             if order.type == "deploy":
-                tell(desk.Progressed(order.id, f"unpacking {what}", waiting=False))
-                deployment = await self._hands.deploy(package, order.path)
+                async with self._hands.unpacking_for(found.manifest) as unpacking:
+                    package = await self._follow(order, found, unpacking)
+                    tell(desk.Progressed(order.id, f"unpacking {what}", waiting=False))
+                    deployment = await self._hands.deploy(package, order.path, unpacking)
                 message = f"{what} is deployed at {deployment.path}"
             else:
+                package = await self._follow(order, found)
                 message = f"{what} is here: {package.manifest.total_bytes} bytes, verified"
         except (PeatError, OSError) as error:
             tell(desk.Finished(order.id, "", error=str(error) or type(error).__name__))
@@ -209,11 +217,13 @@ class CommandRunner:
         else:
             tell(desk.Finished(order.id, message))
 
-    async def _follow(self, order: Order, ticket: Ticket) -> StoredPackage:
+    async def _follow(self, order: Order, ticket: Ticket, unpacking: Unpacking | None = None) -> StoredPackage:
         said, said_at = "", -SAY_AGAIN_S
         async for status in ticket.updates():
             if status.state.final:
                 continue  # how it ended is told by the ticket
+            if unpacking is not None:
+                await unpacking.advance(ticket.transfer)
             fetching = status.state in (TransferState.FETCHING, TransferState.CHECKING)
             message = f"fetching {ticket.manifest.reference}" if fetching else f"waiting: {status.reason}"
             now = self._clock.monotonic()

@@ -29,9 +29,9 @@ from peat_p2p.agent.runner import CommandRunner
 from peat_p2p.agent.steady import Steady
 from peat_p2p.agent.threads import Stopper, in_thread
 from peat_p2p.agent.transfers import PRIORITIES, PRIORITY, Ticket, Transfers
+from peat_p2p.agent.unpacking import Unpacking
 from peat_p2p.agent.view import FleetView, KnownManifest
 from peat_p2p.content.manifest import Manifest, WrongManifestError, open_manifest
-from peat_p2p.content.materialize import materialize
 from peat_p2p.content.publish import publish
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
@@ -345,8 +345,12 @@ class Agent:
         """Begin to fetch a package version, or join its transfer."""
         return self.transfers.wish(known.envelope, wish)
 
-    async def deploy(self, package: StoredPackage, link: str) -> Deployment:
-        """Unpack a package that is here and put it in force. One at a time."""
+    def unpacking_for(self, manifest: Manifest) -> Unpacking:
+        """Something that unpacks a package to where it will be deployed."""
+        return self.unpacking(self.deployments.folder_for(manifest.name, manifest.version, manifest.digest).absolute())
+
+    async def deploy(self, package: StoredPackage, link: str, unpacking: Unpacking) -> Deployment:
+        """Unpack a package that is here, as far as `unpacking` has not, and put it in force. One at a time."""
         manifest = package.manifest
 
         def work(stopper: Stopper) -> Deployment:
@@ -357,7 +361,7 @@ class Agent:
                 digest=manifest.digest,
                 manifest=package.manifest_digest,
                 now=int(self._clock.wall()),
-                unpack=lambda folder: materialize(self.store, package.index, folder, lambda *_: stopper.check()),
+                unpack=lambda _: unpacking.put(package, stopper),
                 link=link,
             )
 
@@ -367,21 +371,11 @@ class Agent:
         self._tell()
         return deployment
 
-    async def unpack(
-        self, package: StoredPackage, destination: Path, progress: Callable[[str, int, int], None]
-    ) -> None:
-        """Write the content of a package that is here as plain files to a new folder `destination`."""
+    def unpacking(self, destination: Path) -> Unpacking:
+        """Something that writes the content of a package as plain files to a new folder `destination`."""
         if not destination.is_absolute():
             raise InvalidInputError(f"destination {str(destination)!r} must be an absolute path")
-
-        def work(stopper: Stopper) -> None:
-            def report(phase: str, done: int, total: int) -> None:
-                stopper.check()
-                progress(phase, done, total)
-
-            materialize(self.store, package.index, destination, report)
-
-        await in_thread(work)
+        return Unpacking(self.store, destination)
 
     async def publish(
         self,

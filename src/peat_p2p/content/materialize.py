@@ -1,19 +1,24 @@
 """Putting a package's files in place.
 
-Owns the way from chunks to files. Rule: `destination` comes to be all at once and complete, and every byte in it was
-checked against its chunk's digest as it was written. Where a file is exactly one chunk it is cloned or, if nobody may
-write to it, linked, so that it takes no space of its own. Must not know of peers.
+Owns the way from chunks to files, which may begin before all chunks are here. Rule: `destination` comes to be all at
+once and complete, and every byte in it was checked against its chunk's digest as it was written. Where a file is
+exactly one chunk it is cloned or, if nobody may write to it, linked, so that it takes no space of its own. Must not
+know of peers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from peat_p2p.content.codecs import encoder
@@ -27,6 +32,9 @@ from peat_p2p.core.atomic import sync_dir
 from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, NotFoundError, UnavailableError
 
 _WRITE_BITS = 0o222
+_SUFFIX = ".tmp"
+_YOUNG_S = 60.0
+_OPEN = 32  # files that wait, begun, for their next chunk
 # What one file system takes another may not: a name too long, a character, a link, an owner.
 _NOT_TAKEN = frozenset(
     (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.EMLINK)
@@ -47,45 +55,142 @@ def materialize(
     missing = store.missing(index)
     if missing:
         raise NotFoundError(f"{len(missing)} of {len(index.unique_chunks)} chunks are not in the store; pull first")
-    parent = destination.parent
-    with disk_full(parent, index.total_bytes, f"the content of {destination.name}"):
-        temporary = _beside(destination)
-        try:
-            writer = _Writer(store, index, temporary, progress)
-            if not writer.can_clone and index.total_bytes + RESERVE_BYTES > free_bytes(parent):
-                raise exhausted(parent, index.total_bytes + RESERVE_BYTES, f"the content of {destination.name}")
-            writer.write()
-            sync_file_system(temporary)
-            if os.path.lexists(destination):
-                raise ConflictError(f"{destination} came to be while its content was written")
-            temporary.rename(destination)
-        except OSError as error:
-            _remove(temporary)
-            place = os.fsdecode(error.filename) if error.filename else str(temporary)
-            if error.errno not in _NOT_TAKEN or not place.startswith(str(temporary)):
+    with Placement(store, index, destination, progress) as placement:
+        placement.finish()
+
+
+class Placement:
+    """The files of a package on their way to `destination`, in a folder beside it until they are complete.
+
+    `advance` writes what can be written while chunks still come; `finish` the rest, and puts the folder in place.
+    Leaving it unfinished, or after an error, leaves nothing behind; after a crash the next one at that place clears up.
+    Blocks; not to be used from two threads at once. `coming` is how many bytes of chunks are still to be stored on what
+    may be the same disk. Raises what `materialize` raises.
+    """
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        index: Index,
+        destination: Path,
+        progress: Callable[[str, int, int], None] | None = None,
+        coming: int = 0,
+    ) -> None:
+        self._index = index
+        self._destination = destination
+        self._parent = destination.parent
+        self._finished = False
+        self._temporary, self._lock = self._parent, -1
+        need = index.total_bytes + coming + RESERVE_BYTES
+        with self._told():
+            self._temporary, self._lock = _beside(destination)
+            try:
+                self._writer = _Writer(store, index, self._temporary, progress)
+                if not self._writer.can_clone and need > free_bytes(self._parent):
+                    raise exhausted(self._parent, need, f"the content of {destination.name}")
+            except BaseException:
+                self._remove()
                 raise
-            what = Path(place).name if error.filename else destination.name
-            raise InvalidInputError(
-                f"{what!r} cannot be written below {parent}: {error.strerror}; choose a place on another file system"
-            ) from error
-        except BaseException:
-            _remove(temporary)
-            raise
-        sync_dir(parent)
+
+    def __enter__(self) -> Placement:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def advance(self, here: Callable[[ChunkRef], bool], until: Callable[[], bool]) -> None:
+        """Write what the chunks allow that are in the store by `here`, until there is no more or `until()`."""
+        with self._told():
+            self._writer.advance(here, until)
+
+    def finish(self) -> None:
+        """Write the rest, of which every chunk must be here, and put the folder in place, durably."""
+        with self._told():
+            self._writer.finish()
+            sync_file_system(self._temporary)
+            if os.path.lexists(self._destination):
+                raise ConflictError(f"{self._destination} came to be while its content was written")
+            self._temporary.rename(self._destination)
+            self._finished = True
+            sync_dir(self._parent)
+
+    def close(self) -> None:
+        """Let go; what was not finished is removed."""
+        if self._lock >= 0:
+            self._writer.close()
+            self._remove()
+
+    def _remove(self) -> None:
+        if not self._finished:
+            _remove(self._temporary)
+        os.close(self._lock)
+        self._lock = -1
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what the file system refuses into an error that names it."""
+        with disk_full(self._parent, self._index.total_bytes, f"the content of {self._destination.name}"):
+            try:
+                yield
+            except OSError as error:
+                temporary = str(self._temporary)
+                place = os.fsdecode(error.filename) if error.filename else temporary
+                if error.errno not in _NOT_TAKEN or not place.startswith(temporary):
+                    raise
+                what = Path(place).name if error.filename else self._destination.name
+                raise InvalidInputError(
+                    f"{what!r} cannot be written below {self._parent}: {error.strerror}; choose a place on another"
+                    " file system"
+                ) from error
 
 
-def _beside(destination: Path) -> Path:
-    """A new folder where `destination` shall be, so that a rename puts it in place."""
+def _beside(destination: Path) -> tuple[Path, int]:
+    """A new folder where `destination` shall be, so that a rename puts it in place, and the lock that it is in use."""
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         # Not made of the name itself: with more around it a long one would become too long.
-        return Path(tempfile.mkdtemp(prefix=f".{destination.name[:50]}.", suffix=".tmp", dir=destination.parent))
+        prefix = f".{destination.name[:50]}."
+        _clear_abandoned(destination.parent, prefix)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=destination.parent))
+        return folder, _locked(folder)
     except PermissionError as error:
         raise DeniedError(f"{destination.parent}: no folder can be made here: permission denied") from error
     except OSError as error:
         if error.errno in FULL:
             raise
         raise InvalidInputError(f"{destination} cannot be made: {error.strerror}; choose another place") from error
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is a folder in which a package's files are being put, or were when the process ended."""
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX) and path.is_dir() and not path.is_symlink()
+
+
+def _clear_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what processes that are gone left unfinished here under names that begin with `prefix`.
+
+    What is in use is locked; a new folder is not for an instant, so what is younger than a minute stays.
+    """
+    for folder in parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if not is_unfinished(folder) or time.time() - folder.stat().st_mtime < _YOUNG_S:
+                continue
+            lock = _locked(folder)
+            try:
+                _remove(folder)
+            finally:
+                os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of `folder` that holds its lock. Raises BlockingIOError if another process has it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _remove(folder: Path) -> None:
@@ -112,6 +217,15 @@ class _Pieces:
             yield view
 
 
+@dataclass(slots=True)
+class _File:
+    """A file to be written; `work` is set once it is begun."""
+
+    entry: FileEntry
+    parts: Sequence[Span]
+    work: Generator[bool, None, None] | None = None
+
+
 class _Writer:
     def __init__(
         self, store: ChunkStore, index: Index, root: Path, progress: Callable[[str, int, int], None] | None
@@ -122,29 +236,62 @@ class _Writer:
         self._report = progress or (lambda phase, done, total: None)
         self._chunk: ChunkRef | None = None
         self._data = memoryview(b"")
+        self._here: Callable[[ChunkRef], bool] = lambda chunk: True
+        self._done = 0
+        self._folders: list[tuple[Path, int]] = []
+        self._files = [_File(entry, parts) for entry, parts in spans(index)]
         self.can_clone = self._try_clone()
-
-    def write(self) -> None:
-        folders = []
-        for entry in self._index.files:
-            path = self._root / entry.path
+        for entry in index.files:
+            path = root / entry.path
             if entry.kind is Kind.DIRECTORY:
                 path.mkdir()
-                folders.append((path, entry.mode))
+                self._folders.append((path, entry.mode))
                 set_xattrs(path, entry.xattrs)
             elif entry.kind is Kind.SYMLINK:
                 path.symlink_to(entry.target)
-        done = 0
-        for entry, parts in spans(self._index):
-            self._file(entry, self._root / entry.path, parts)
-            done += entry.size
-            self._report("write", done, self._index.total_bytes)
+
+    def advance(self, here: Callable[[ChunkRef], bool], until: Callable[[], bool] = lambda: False) -> None:
+        self._here = here
+        begun = sum(file.work is not None for file in self._files)
+        left = []
+        for number, file in enumerate(self._files):
+            if until():
+                left += self._files[number:]
+                break
+            if file.work is None:
+                if not self._ready(file, begun):
+                    left.append(file)
+                    continue
+                file.work = self._file(file.entry, self._root / file.entry.path, file.parts)
+                begun += 1
+            if next(file.work, True):
+                begun -= 1
+                self._done += file.entry.size
+                self._report("write", self._done, self._index.total_bytes)
+            else:
+                left.append(file)
+        self._files = left
+
+    def finish(self) -> None:
+        self.advance(lambda chunk: True)
         # Children before parents: a folder's final mode may forbid what is still to be done below it.
-        for path, mode in reversed(folders):
+        for path, mode in reversed(self._folders):
             path.chmod(mode)
         self._root.chmod(self._index.root_mode or 0o755)
 
-    def _file(self, entry: FileEntry, path: Path, parts: Sequence[Span]) -> None:
+    def close(self) -> None:
+        for file in self._files:
+            if file.work is not None:
+                file.work.close()
+
+    def _ready(self, file: _File, begun: int) -> bool:
+        """Whether to begin a file: it can be finished, or it is one of a few that wait for their next chunk."""
+        if file.entry.recipe is None and begun < _OPEN and file.parts and self._here(file.parts[0].chunk):
+            return True
+        return all(self._here(part.chunk) for part in file.parts)
+
+    def _file(self, entry: FileEntry, path: Path, parts: Sequence[Span]) -> Generator[bool, None, None]:
+        """Write one file; yields False where its next chunk is not here yet."""
         whole = (
             parts[0].chunk if len(parts) == 1 and parts[0].is_whole and entry.is_plain and not entry.xattrs else None
         )
@@ -155,20 +302,22 @@ class _Writer:
             if entry.recipe:
                 self._make(entry, entry.recipe, fd, parts)
             else:
-                self._put(entry, fd, parts)
+                yield from self._put(entry, fd, parts)
             set_xattrs(fd, entry.xattrs)
             os.fchmod(fd, entry.mode)
         finally:
             os.close(fd)
 
-    def _content(self, parts: Sequence[Span]) -> Iterator[memoryview]:
-        for part in parts:
-            yield self._bytes(part.chunk)[part.offset : part.offset + part.length]
+    def _view(self, part: Span) -> memoryview:
+        return self._bytes(part.chunk)[part.offset : part.offset + part.length]
 
-    def _put(self, entry: FileEntry, fd: int, parts: Sequence[Span]) -> None:
+    def _put(self, entry: FileEntry, fd: int, parts: Sequence[Span]) -> Generator[bool, None, None]:
         extents = entry.data_extents()
         offset = left = 0
-        for view in self._content(parts):
+        for part in parts:
+            while not self._here(part.chunk):
+                yield False
+            view = self._view(part)
             while view:
                 if not left:
                     offset, left = next(extents)
@@ -178,7 +327,7 @@ class _Writer:
             os.ftruncate(fd, entry.size)
 
     def _make(self, entry: FileEntry, recipe: Recipe, fd: int, parts: Sequence[Span]) -> None:
-        content = _Pieces(self._content(parts))
+        content = _Pieces(map(self._view, parts))
         digest = hashlib.sha256()
         with open(fd, "wb", closefd=False) as file:
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peat_p2p.content.index import ChunkRef
+from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
@@ -81,6 +81,7 @@ class Transfer:
         self._feeds: Feeds | None = None
         self._evidence = Blame(around, self._blame)
         self._revival = Revival(around.book, around.routes)
+        self._index: Index | None = None
         self._unsaved = ""
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
@@ -133,6 +134,10 @@ class Transfer:
             if status.state.final:
                 return
             await changed.wait()
+
+    def lacks(self) -> tuple[Index, Mapping[str, ChunkRef]] | None:
+        """What it fetches, and by digest what of it is not verified yet; None while that is not known."""
+        return (self._index, self._at.missing) if self._index is not None and self.torrent is not None else None
 
     def cancel(self) -> None:
         """Stop. What is verified stays in the store."""
@@ -207,6 +212,7 @@ class Transfer:
         with around.store.hold(chunk.hex for chunk in parsed.chunks):
             self._at.total = self._at.missing_bytes = parsed.index.unique_bytes
             await self._take_stock(parsed)
+            self._index = parsed.index
             self._open_account()
             around.store.check_space(self._at.missing_bytes, f"fetching {self.manifest.reference}")
             while self._at.missing:
