@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from peat_p2p import client
 from peat_p2p.cli.options import DIRECTORY, FILE, F, default_data_dir, find_endpoints, option
-from peat_p2p.client import AgentClient, SidecarClient
 from peat_p2p.core.config import Endpoints
 from peat_p2p.core.errors import ConfigError, UnavailableError
 
@@ -31,14 +31,14 @@ class Place:
     agent_url: str
     token_file: Path | None
 
-    def sidecar(self) -> SidecarClient:
+    def sidecar(self) -> client.SidecarClient:
         """A client of the node's sidecar. Raises NotFoundError or UnavailableError when none runs."""
         url = self.sidecar_url or local_api(find_endpoints(self.data_dir))
         if not url:
             raise UnavailableError(f"no sidecar runs with the data folder {self.data_dir}; name one by --sidecar URL")
-        return SidecarClient(url, token=self._token())
+        return client.SidecarClient(url, token=self._token())
 
-    def agent(self) -> AgentClient:
+    def agent(self) -> client.AgentClient:
         """A client of the node's agent. Raises NotFoundError or UnavailableError when none runs."""
         url = self.agent_url
         if not url:
@@ -50,7 +50,7 @@ class Place:
                 f"no agent runs with the data folder {self.data_dir}; start one with `peat agent` or `peat up`, "
                 "or name one by --agent URL"
             )
-        return AgentClient(url)
+        return client.AgentClient(url)
 
     def _token(self) -> str | None:
         if self.token_file is None:
