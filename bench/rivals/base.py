@@ -50,6 +50,7 @@ class Rival(abc.ABC):
     name: ClassVar[str]
     settings: ClassVar[str]
     programs: ClassVar[tuple[str, ...]] = ()
+    verifies: ClassVar[bool] = True  # whether what it says it has is checked; otherwise a SHA-256 is part of its time
 
     def __init__(self, place: Place) -> None:
         self.place = place

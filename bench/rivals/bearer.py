@@ -26,6 +26,7 @@ class CurlOverBearer(Http):
     name: ClassVar[str] = "curl+bearer"
     settings: ClassVar[str] = "curl to a local port of our bearer (UDP, paced by delivery rate); both ends up before"
     programs: ClassVar[tuple[str, ...]] = ("curl",)
+    verifies: ClassVar[bool] = False
 
     def prepare(self) -> None:
         super().prepare()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from peat_p2p.core.errors import InvalidInputError
 
 FIRST_DEPTH = 256 << 10
+SHORT_PATH_S, SHORT_DEPTH = 0.2, 1 << 20  # no satellite is in between: what is asked for must not hold up the start
 MOST_DEPTH = 32 << 20
 MOST_RUN = 0xFFFF
 ASK = struct.Struct("!IHI")  # first chunk, how many in a row, where in the first one to begin
@@ -123,7 +124,8 @@ class Asks:
         owing = self._streams.get(stream)
         if owing is None:
             return []
-        depth = min(MOST_DEPTH, max(FIRST_DEPTH, owing.rate * (_AHEAD_ROUND_TRIPS * round_trip + _AHEAD_S)))
+        least = SHORT_DEPTH if round_trip < SHORT_PATH_S else FIRST_DEPTH
+        depth = min(MOST_DEPTH, max(least, owing.rate * (_AHEAD_ROUND_TRIPS * round_trip + _AHEAD_S)))
         # Not one by one: a few long runs are fewer bytes on the way up.
         if owing.bytes > depth * 0.75:
             return []
