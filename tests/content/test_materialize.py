@@ -179,7 +179,13 @@ def test_files_are_written_in_whatever_order_chunks_come(
     tmp_path: Path, store: ChunkStore, publish_tree: Publish, make_tree: MakeTree, seed: int
 ) -> None:
     dice = random.Random(seed)
-    package = publish_tree(make_tree(tmp_path / "source", seed))
+    source = make_tree(tmp_path / "source", seed)
+    with (source / "sparse").open("wb") as file:
+        for _ in range(20):
+            file.seek(dice.randrange(1 << 16, 1 << 20), os.SEEK_CUR)
+            file.write(dice.randbytes(dice.randrange(1, 200_000)))
+        file.truncate(file.tell() + (1 << 20))
+    package = publish_tree(source)
     coming = list(package.index.unique_chunks)
     dice.shuffle(coming)
     here: set[str] = set()
@@ -204,6 +210,7 @@ def test_files_are_written_in_whatever_order_chunks_come(
         assert report[-1] == package.index.total_bytes, "nothing is left when all are here"
         placement.finish()
     assert verify_tree(package.index, tmp_path / "out") == []
+    assert (tmp_path / "out/sparse").stat().st_blocks <= (source / "sparse").stat().st_blocks
     assert sorted(leftovers(tmp_path)) == ["out", "source", "store"]
     assert asked == {chunk.hex for chunk in package.index.unique_chunks}
 

@@ -17,8 +17,10 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from peat_p2p.content.codecs import encoder
@@ -34,7 +36,7 @@ from peat_p2p.core.errors import ConflictError, DeniedError, InvalidInputError, 
 _WRITE_BITS = 0o222
 _SUFFIX = ".tmp"
 _YOUNG_S = 60.0
-_OPEN = 32  # files that wait, begun, for their next chunk
+_OPEN, _LARGE = 32, 8  # so many files of more than so many chunks are written a chunk at a time
 # What one file system takes another may not: a name too long, a character, a link, an owner.
 _NOT_TAKEN = frozenset(
     (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.EMLINK)
@@ -201,6 +203,24 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Extents:
+    """Where the content of a file lies in it: all of it, but for the holes."""
+
+    def __init__(self, entry: FileEntry) -> None:
+        self._extents = list(entry.data_extents())
+        self._starts = list(accumulate((length for _, length in self._extents), initial=0))
+
+    def of(self, at: int, length: int) -> Iterator[tuple[int, int]]:
+        """Offset and length in the file of `length` bytes of content from `at` on."""
+        number = bisect_right(self._starts, at) - 1
+        while length:
+            offset, size = self._extents[number]
+            skip = at - self._starts[number]
+            count = min(length, size - skip)
+            yield offset + skip, count
+            at, length, number = at + count, length - count, number + 1
+
+
 class _Pieces:
     """Takes a stream of content apart by length."""
 
@@ -237,6 +257,7 @@ class _Writer:
         self._chunk: ChunkRef | None = None
         self._data = memoryview(b"")
         self._here: Callable[[ChunkRef], bool] = lambda chunk: True
+        self._over: Callable[[], bool] = lambda: False
         self._done = 0
         self._folders: list[tuple[Path, int]] = []
         self._files = [_File(entry, parts) for entry, parts in spans(index)]
@@ -251,7 +272,7 @@ class _Writer:
                 path.symlink_to(entry.target)
 
     def advance(self, here: Callable[[ChunkRef], bool], until: Callable[[], bool] = lambda: False) -> None:
-        self._here = here
+        self._here, self._over = here, until
         begun = sum(file.work is not None for file in self._files)
         left = []
         for number, file in enumerate(self._files):
@@ -285,8 +306,8 @@ class _Writer:
                 file.work.close()
 
     def _ready(self, file: _File, begun: int) -> bool:
-        """Whether to begin a file: it can be finished, or it is one of a few that wait for their next chunk."""
-        if file.entry.recipe is None and begun < _OPEN and file.parts and self._here(file.parts[0].chunk):
+        """Whether to begin a file: it can be finished, or it is one of a few large ones that wait for chunks."""
+        if file.entry.recipe is None and begun < _OPEN and len(file.parts) > _LARGE:
             return True
         return all(self._here(part.chunk) for part in file.parts)
 
@@ -312,17 +333,24 @@ class _Writer:
         return self._bytes(part.chunk)[part.offset : part.offset + part.length]
 
     def _put(self, entry: FileEntry, fd: int, parts: Sequence[Span]) -> Generator[bool, None, None]:
-        extents = entry.data_extents()
-        offset = left = 0
-        for part in parts:
-            while not self._here(part.chunk):
+        # Chunks come in the order of their names, so each is written where it belongs, whichever is next.
+        extents = _Extents(entry)
+        waiting = list(zip(accumulate((part.length for part in parts), initial=0), parts, strict=False))
+        while waiting:
+            later = []
+            for at, part in waiting:
+                if self._over() or not self._here(part.chunk):
+                    later.append((at, part))
+                    continue
+                view = self._view(part)
+                for offset, length in extents.of(at, part.length):
+                    written = 0
+                    while written < length:
+                        written += os.pwrite(fd, view[written:length], offset + written)
+                    view = view[length:]
+            waiting = later
+            if waiting:
                 yield False
-            view = self._view(part)
-            while view:
-                if not left:
-                    offset, left = next(extents)
-                count = os.pwrite(fd, view[:left], offset)
-                offset, left, view = offset + count, left - count, view[count:]
         if entry.runs:
             os.ftruncate(fd, entry.size)
 
