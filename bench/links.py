@@ -53,6 +53,9 @@ OURS = "peat"
 SLOW = ("geo", "lossy-geo", "manet", "radio", "ship", "window")
 BUSY_TOOLS = {"lte": (OURS, "curl+bearer"), "leo": (OURS, "curl+bearer", "aria2", "iroh")}
 SPLITS_AT_ONCE = 3
+# Both ends of ours are Python: more of them than this at once wait for the processor, not for the link.
+OURS_AT_ONCE = 3 * (os.cpu_count() or 1)
+SETUP_SECONDS = 10.0
 EXTRA = ("curl+bearer",)  # shows a part of ours; only when asked for
 MIB = 1 << 20
 HEADERS = 40
@@ -330,14 +333,16 @@ def _table(run: Run, agents: int) -> None:
             )
 
         every = [case for _ in range(runs) for case in sorted(cases, key=lambda case: -case.deadline)]
-        slow = [case for case in every if _company(case) == "slow"]
-        for width, among in ((run.options.jobs, slow), (SPLITS_AT_ONCE, [c for c in every if _company(c) == "split"])):
-            with ThreadPoolExecutor(max_workers=max(1, min(width, run.options.jobs))) as pool:
+        groups = _groups(every, run.options.jobs, run.options.ours_at_once)
+        total = sum(_expected_seconds(among, width) for width, among in groups)
+        run.say(f"{len(every)} transfers, about {total / 60:.0f} minutes")
+        for width, among in groups:
+            if among:
+                minutes = _expected_seconds(among, width) / 60
+                run.say(f"next: {len(among)} transfers, {width} at once, about {minutes:.0f} minutes")
+            with ThreadPoolExecutor(max_workers=width) as pool:
                 list(pool.map(one, among))
-        for case in every:
-            if _company(case) == "alone":
-                one(case)
-        if run.options.jobs > 1 and len(slow) > 1:
+        if run.options.jobs > 1 and len(groups[0][1]) > 1:
             _check_company(run, found, lambda case: measure(case, *packages[case.size], rivals))
     rows = [_row(case, found[case], rivals[case.tool].settings, versions[case.tool]) for case in cases]
     run.record("rows", rows)
@@ -345,10 +350,27 @@ def _table(run: Run, agents: int) -> None:
 
 
 def _company(case: Case) -> str:
-    """What a cell may run beside: other slow ones, a few that are mostly waiting for the link, or nothing."""
+    """What a cell may run beside: other slow ones, a few of ours, a few that mostly wait for the link, or nothing."""
+    if case.profile in SLOW and case.tool in (OURS, *EXTRA):
+        return "ours"
     if case.profile in SLOW or (case.profile in BUSY_TOOLS and case.tool not in BUSY_TOOLS[case.profile]):
         return "slow"
     return "split" if case.profile == "split" and case.tool not in (OURS, *EXTRA) else "alone"
+
+
+def _groups(every: Sequence[Case], jobs: int, ours: int) -> list[tuple[int, list[Case]]]:
+    """The cells in the groups that run one after the other, each with how many of it run at once."""
+    widths = {"slow": jobs, "ours": min(jobs, ours), "split": min(jobs, SPLITS_AT_ONCE), "alone": 1}
+    return [(max(1, width), [c for c in every if _company(c) == name]) for name, width in widths.items()]
+
+
+def _expected_seconds(among: Sequence[Case], width: int) -> float:
+    """Of a group: ours comes near the ideal, most others are cut off at their deadline."""
+    each = [
+        SETUP_SECONDS + (1.3 * ideal_seconds(case.profile, case.size) if case.tool in (OURS, *EXTRA) else case.deadline)
+        for case in among
+    ]
+    return max(*each, sum(each) / width) if each else 0.0
 
 
 def _check_company(run: Run, found: dict[Case, list[Outcome]], alone: Callable[[Case], Outcome]) -> None:
@@ -424,6 +446,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--congestion", choices=["cubic", "bbr", "reno"], default="cubic", help="of every host")
     parser.add_argument(
         "--jobs", type=int, default=20 * (os.cpu_count() or 1), help="networks at once, slow links only"
+    )
+    parser.add_argument(
+        "--ours-at-once", type=int, default=OURS_AT_ONCE, help="networks at once that carry peat, slow links only"
     )
     parser.add_argument("--no-calibration", action="store_true", help="do not measure the emulator first")
 
