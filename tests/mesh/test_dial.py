@@ -102,12 +102,12 @@ def test_a_peer_lost_lately_is_tried_every_second_or_two_and_others_ever_less() 
         at = dialer.next_deadline()
         assert at is not None
         gaps.append(at - now)
-        now = at + 2.2
+        now = at + 1.9
         dialer.due(at)
         dialer.failed(PEER, "no answer", now)
         now = max(now, at)
-    assert max(gaps) <= 2.2 + 1.0
-    assert target.patience(0.6, now) == 2.2
+    assert max(gaps) <= 1.9 + 1.0
+    assert target.patience(0.6, now) == 1.9
     assert target.patience(None, now) is None
     later = 500.0 + 4000.0
     assert target.patience(0.6, later) is None

@@ -151,6 +151,23 @@ def test_a_reader_that_never_acknowledges_is_sent_a_bounded_amount() -> None:
     assert core.pacer.in_flight <= 2 * URGENT_WINDOW
 
 
+def test_no_more_is_handed_over_than_there_is_room_for() -> None:
+    store = MemoryStore(b"a" * 16, whole=400)
+    for number in range(2000):
+        store.put(0, f"x{number}")
+    core = core_of(store)
+    core.received(body(Resume(tuple((klass, 0) for klass in range(4)))), 0.0)
+    assert core.poll(0.1, 0) == []
+    assert core.deadline(0.1) <= 0.1
+    assert core.deadline(0.1, room=False) > 1.0, "without room there is nothing to do at once"
+    for step in range(5):
+        sent = [effect for effect in core.poll(0.2 + step, 3000) if isinstance(effect, Send)]
+        assert sent
+        assert sum(len(effect.data) for effect in sent[:-1]) < 3000, "the last one was begun while there was room"
+    # An answer goes whether there is room or not.
+    assert [type(effect) for effect in core.received(body(Ping(7)), 5.0)] == [Send]
+
+
 def test_what_a_peer_may_name_is_bounded() -> None:
     core = core_of(MemoryStore(b"a" * 16))
     core.received(body(Resume(())), 0.0)

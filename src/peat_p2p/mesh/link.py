@@ -161,12 +161,15 @@ class LinkCore:
         self._settle(applying, outcomes, now)
         return self._take()
 
-    def poll(self, now: float) -> list[Effect]:
-        """Time has passed or the replica has changed: send what may be sent."""
+    def poll(self, now: float, room: int | None = None) -> list[Effect]:
+        """Time has passed or the replica has changed: send what may be sent, batches up to about `room` bytes.
+
+        What is handed over cannot be overtaken any more, not even by an acknowledgement for which the peer waits.
+        """
         if self.ended is None:
             self._check_alive(now)
-        if self.ended is None and self._resumed:
-            self._fill(now)
+        if self.ended is None and self._resumed and (room is None or room > 0):
+            self._fill(now, room)
         return self._take()
 
     def purged(self, floors: Sequence[tuple[Key, int]]) -> list[Effect]:
@@ -184,12 +187,12 @@ class LinkCore:
             self._end(reason, detail)
         return self._take()
 
-    def deadline(self, now: float) -> float:
-        """When `poll` must be called at the latest, if nothing else happens."""
+    def deadline(self, now: float, *, room: bool = True) -> float:
+        """When `poll` must be called at the latest, if nothing else happens. Without `room` no batch can be sent."""
         if not self._resumed:
             return self._began + HELLO_WITHIN
         at = min(self._heard + DEAD_AFTER, max(self._heard, self._pinged) + self._ping_after)
-        due = [lane for lane in self.outbox.lanes if self.outbox.due(lane)]
+        due = [lane for lane in self.outbox.lanes if self.outbox.due(lane)] if room else []
         if due and self.pacer.may_send(now, urgent=bool(due[0].klass == 0)):
             at = min(at, *(self.outbox.ready_at(lane) for lane in due))
         elif due and (allowed := self.pacer.next_allowed(now)) is not None:
@@ -417,9 +420,9 @@ class LinkCore:
 
     # -- what goes out -----------------------------------------------------------------------------------------------
 
-    def _fill(self, now: float) -> None:
+    def _fill(self, now: float, room: int | None) -> None:
         self.outbox.skim()
-        while True:
+        while room is None or room > 0:
             turn = self.outbox.choose(now, self.pacer.batch_limit())
             # While commands wait, a class that takes its share among them may do what they may.
             if turn is None or not self.pacer.may_send(now, urgent=self.outbox.due(self.outbox.lanes[0])):
@@ -434,6 +437,8 @@ class LinkCore:
             data = encode_frame(batch)
             self.pacer.sent(len(data), now, batch.number)
             self._effects.append(Send(data))
+            if room is not None:
+                room -= len(data)
 
     def _heads(self) -> Heads:
         lanes = self.outbox.untold()

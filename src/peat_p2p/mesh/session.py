@@ -23,6 +23,8 @@ from peat_p2p.trust.identity import Identity
 _LOG = logging.getLogger(__name__)
 _POLICY = "policy:"
 _READ_AHEAD = 1024 * 1024
+_LEAST_ROOM, _ROOM_S = 8 * 1024, 0.1  # handed to the socket ahead: so many bytes, or what the link takes in that time
+_MOST_BACKLOG = 64 * 1024
 _SHARED = 1024
 
 
@@ -85,6 +87,7 @@ class Session:
         self._queue: asyncio.Queue[tuple[bytes, float] | None] = asyncio.Queue()
         self._queued = 0
         self._room = asyncio.Event()
+        self._clogged = asyncio.Event()
 
     @property
     def peer(self) -> str:
@@ -115,10 +118,11 @@ class Session:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(), name=f"mesh read {self.identity.node_id}")
                 handling = group.create_task(self._handle(), name=f"mesh handle {self.identity.node_id}")
+                draining = group.create_task(self._drain(), name=f"mesh drain {self.identity.node_id}")
                 await self._perform(self.core.start())
                 await self._tick()
-                reading.cancel()
-                handling.cancel()
+                for task in (reading, handling, draining):
+                    task.cancel()
         except ExceptionGroup as errors:  # of one or two: the first tells why
             raise errors.exceptions[0] from None
         ended = self.core.ended
@@ -155,24 +159,40 @@ class Session:
                     if self.core.ended is not None:
                         break
                 # What is due now goes in one record with the answers.
-                await self._perform(self.core.poll(self._clock.monotonic()))
+                await self._perform(self.core.poll(self._clock.monotonic(), self._space()))
             except FrameError as error:
                 self._over(End(Reason.PROTOCOL, str(error), fault=True))
                 return
             self._queued -= len(data)
             self._room.set()
-            await self.stream.drain()
+            if self.stream.backlog() > _MOST_BACKLOG:  # a peer that asks much and takes nothing waits for its answers
+                await self.stream.drain()
             self._wake.set()
 
     async def _tick(self) -> None:
         while self.core.ended is None:
             now = self._clock.monotonic()
-            wait = max(self.core.deadline(now) - now, 0.001)
+            wait = max(self.core.deadline(now, room=self._space() > 0) - now, 0.001)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
             self._wake.clear()
-            await self._perform(self.core.poll(self._clock.monotonic()))
+            await self._perform(self.core.poll(self._clock.monotonic(), self._space()))
+
+    def _space(self) -> int:
+        """How many bytes may be handed to the socket now, so that what comes to be more urgent is not behind them."""
+        backlog = self.stream.backlog()
+        if backlog:
+            self._clogged.set()
+        return max(_LEAST_ROOM, int(self.core.pacer.rate * _ROOM_S)) - backlog
+
+    async def _drain(self) -> None:
+        """Look again when the socket has taken what it was given."""
+        while self.core.ended is None:
+            await self._clogged.wait()
+            await self.stream.drain()
+            self._clogged.clear()
+            self._wake.set()
 
     def _over(self, end: End) -> None:
         if self.core.ended is None:

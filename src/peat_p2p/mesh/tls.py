@@ -18,6 +18,8 @@ from peat_p2p.trust.credentials import NodeCredentials
 ALPN = ("peat-mesh/1",)
 _CHUNK = 64 * 1024
 _TCP_THIN_LINEAR_TIMEOUTS = 16
+_TCP_NOTSENT_LOWAT = 25
+_UNSENT = 4096  # bytes that the kernel may hold beyond what is on its way: what is in there cannot be overtaken
 
 _ALERTS = (
     ("UNKNOWN_CA", "the other side does not accept our certificate: it belongs to another formation"),
@@ -70,9 +72,13 @@ class TlsStream:
     ) -> None:
         self._reader = reader
         self._writer = writer
+        # `drain` is to return when the kernel has taken everything.
+        writer.transport.set_write_buffer_limits(high=0)
         with contextlib.suppress(OSError, AttributeError):
             # Where few packets are on their way, waiting twice as long for each one lost again holds up commands.
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
+            tcp = writer.get_extra_info("socket")
+            tcp.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
+            tcp.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, session=session)
@@ -118,7 +124,7 @@ class TlsStream:
         self._flush()
 
     async def drain(self) -> None:
-        """Wait until the socket's buffer has room."""
+        """Wait until the kernel has taken all that was sent."""
         await self._writer.drain()
 
     def backlog(self) -> int:
