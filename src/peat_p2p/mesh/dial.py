@@ -1,9 +1,9 @@
 """When to call which peer.
 
-Owns the retry of each peer: exponential backoff with jitter, capped, for ever. Keeps the rules that one unreachable
-peer costs one attempt per backoff interval, that a peer whose link was lost within the last hour is tried every few
-seconds (a partition that heals shall not wait for a long pause to end), and that a change of network or a wish of the
-user is tried at once. Time and randomness are arguments. Must not open sockets.
+Owns the retry of each peer: exponential backoff with jitter, capped at a minute, for ever. Keeps the rules that one
+unreachable peer costs one attempt per backoff interval, that the pause before a peer that was linked is a small share
+of the time since (a partition that heals shall not last much longer for our waiting), and that a change of network or
+a wish of the user is tried at once. Time and randomness are arguments. Must not open sockets.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
-LONGEST_RETRY_RECENT = 1.0
+LEAST_CEILING = 1.0
+PROLONGED = 0.01  # by how much an outage may last longer for a pause that began before its end
 RECENT = 3600.0
 SHORT_CONNECT = 1.9
 STABLE_AFTER = 10.0
+
+
+def longest_pause(now: float, lost_at: float | None) -> float:
+    """The most seconds to wait before the next call to a peer, whose link was lost at `lost_at` if there was one."""
+    if lost_at is None:
+        return LONGEST_RETRY
+    return min(LONGEST_RETRY, max(LEAST_CEILING, PROLONGED * (now - lost_at)))
 
 
 class Source(StrEnum):
@@ -154,7 +162,6 @@ class Dialer:
 
     def _back_off(self, target: Target, now: float) -> None:
         target.busy = False
-        longest = LONGEST_RETRY_RECENT if target.lost_lately(now) else LONGEST_RETRY
-        ceiling = min(longest, FIRST_RETRY * 2.0 ** min(target.failures, 16))
+        ceiling = min(longest_pause(now, target.lost_at), FIRST_RETRY * 2.0 ** min(target.failures, 16))
         target.failures += 1
         target.next_attempt = now + ceiling * self._random.uniform(0.5, 1.0)

@@ -2,7 +2,8 @@
 
 Owns the way from a socket to an authenticated stream, in both directions, and the TLS sessions that make the way back
 cheap. Keeps the rules that only valid, unrevoked certificates of the formation come through, that who is called must be
-who answers, and that who is refused is told why. Must not know what links are for.
+who answers, and that who is refused is told why. Any role of the formation may link, as every node replicates; what a
+node may write is checked document by document. Must not know what links are for.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConfigError, PeatError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Change, Document, Lagged, SnapshotComplete
-from peat_p2p.mesh.dial import RECENT, Dialer, Source
+from peat_p2p.mesh.dial import Dialer, Source, longest_pause
 from peat_p2p.mesh.topology import TIE, Member, Plan, Topology
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.revocation import RevocationSet
@@ -33,8 +33,7 @@ _LOG = logging.getLogger(__name__)
 _HEARTBEAT = 30.0
 _MISSED = 3.5
 _AVOID_FIRST = 2.0
-_AVOID_LONGEST = 60.0
-_AVOID_LONGEST_RECENT = 3.0
+_AVOID_SHORTEST = 3.0
 _MAX_TIES = 16
 
 
@@ -70,7 +69,8 @@ class Neighbours:
         self._found: dict[str, Known] = {}
         self._revoking: dict[str, Mapping[str, object]] = {}
         self._avoid: dict[str, tuple[float, float]] = {}
-        self._linked: dict[str, float] = {}
+        self._linked: set[str] = set()
+        self._lost: dict[str, float] = {}
         self._topology: Topology | None = None
         self._wished: dict[str, Source] = {}
         self._settled = False
@@ -138,14 +138,17 @@ class Neighbours:
         if endpoint_id in self._wished:
             _, last = self._avoid.get(endpoint_id, (0.0, _AVOID_FIRST / 2))
             now = self._clock.monotonic()
-            recent = now - self._linked.get(endpoint_id, float("-inf")) < RECENT
-            pause = min(_AVOID_LONGEST_RECENT if recent else _AVOID_LONGEST, 2.0 * last)
+            if endpoint_id in self._linked:
+                self._linked.discard(endpoint_id)
+                self._lost[endpoint_id] = now
+            longest = max(_AVOID_SHORTEST, longest_pause(now, self._lost.get(endpoint_id)))
+            pause = min(longest, 2.0 * last)
             until = now + pause * self._random.uniform(0.7, 1.3)
             self._avoid[endpoint_id] = (until, pause)
 
     def linked(self, endpoint_id: str) -> None:
         """A link is up: the node is not to be avoided."""
-        self._linked[endpoint_id] = self._clock.monotonic()
+        self._linked.add(endpoint_id)
         self._avoid.pop(endpoint_id, None)
 
     def network_changed(self) -> None:

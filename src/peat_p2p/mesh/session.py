@@ -23,7 +23,8 @@ from peat_p2p.trust.identity import Identity
 _LOG = logging.getLogger(__name__)
 _POLICY = "policy:"
 _READ_AHEAD = 1024 * 1024
-_LEAST_ROOM, _ROOM_S = 8 * 1024, 0.1  # handed to the socket ahead: so many bytes, or what the link takes in that time
+# Handed to the socket ahead: what the link takes in an instant; of a link whose rate is not known yet, so many bytes.
+_ROOM_S, _LEAST_ROOM, _FIRST_ROOM = 0.1, 1024, 8 * 1024
 _MOST_BACKLOG = 64 * 1024
 _SHARED = 1024
 
@@ -184,7 +185,8 @@ class Session:
         backlog = self.stream.backlog()
         if backlog:
             self._clogged.set()
-        return max(_LEAST_ROOM, int(self.core.pacer.rate * _ROOM_S)) - backlog
+        rate = self.core.pacer.rate
+        return (max(_LEAST_ROOM, int(rate * _ROOM_S)) if rate else _FIRST_ROOM) - backlog
 
     async def _drain(self) -> None:
         """Look again when the socket has taken what it was given."""
