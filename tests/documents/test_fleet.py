@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     rule,
     run_state_machine_as_test,
 )
@@ -42,6 +43,27 @@ class Machine(RuleBasedStateMachine):
         self.alone: dict[tuple[str, str, str], int | None] = {}
         # Documents that were deleted: a write that did not know may come before the deletion by its stamp.
         self.hit: set[tuple[str, str]] = set()
+        # What each member has shown of each field, in order; None where it showed nothing after something.
+        self.shown: dict[str, dict[tuple[str, str, str], list[int | None]]] = {name: {} for name in NAMES}
+        self.held: list[object] = []
+
+    @invariant()
+    def nothing_returns(self):
+        """What was overwritten or deleted in the eyes of a member never returns there, whatever comes in how late."""
+        for name, shown in self.shown.items():
+            documents = self.fleet.members[name].documents()
+            now = {
+                (collection, doc_id, field): value
+                for (collection, doc_id), text in documents.items()
+                if collection == "things"  # the others live for a time, by clocks that are misread
+                for field, value in json.loads(text).items()
+            }
+            for place in now.keys() | shown.keys():
+                history = shown.setdefault(place, [])
+                value = now.get(place)
+                if not history or history[-1] != value:
+                    assert value is None or value not in history, f"{value} of {place} is back at {name}"
+                    history.append(value)
 
     @rule(name=names, collection=collections, doc_id=doc_ids, fields=st.sets(field_names, min_size=1))
     def put(self, name, collection, doc_id, fields):
@@ -88,6 +110,7 @@ class Machine(RuleBasedStateMachine):
     def wipe(self, name):
         """The node comes back with an empty database and the same key."""
         self.maybe_lost()
+        self.shown[name] = {}
         member = self.fleet.members[name]
         member.store = MemoryStore()
         member.start(self.fleet.now)
@@ -121,6 +144,18 @@ class FleetMachine(Machine):
         if one != two:
             self.fleet.meet_badly(one, two, lose)
 
+    @rule(one=names, two=names)
+    def hold_back(self, one, two):
+        if one != two:
+            self.held.append(self.fleet.hold_back(one, two))
+
+    @rule(number=st.integers(0, 10), again=st.booleans())
+    def deliver_late(self, number, again):
+        """Messages come in any order, some twice."""
+        if self.held:
+            held = self.held[number % len(self.held)] if again else self.held.pop(number % len(self.held))
+            self.fleet.deliver_late(held)
+
     @rule(seconds=st.sampled_from([0.0, 0.001, 1.0, 30.0, 400.0, 3600.0]))
     def pass_time(self, seconds):
         self.fleet.now += seconds
@@ -139,6 +174,7 @@ class FleetMachine(Machine):
         old, member.backup = getattr(member, "backup", None), dict(member.store.rows)
         if old is not None:
             self.maybe_lost()
+            self.shown[name] = {}
             member.store.rows = old
             member.start(self.fleet.now)
             self.maybe_lost()
