@@ -24,6 +24,7 @@ import psutil
 from bench.mesh_naive import NaiveNode
 from peat_p2p.core.address import HostPort, PeerAddress
 from peat_p2p.core.clock import SystemClock
+from peat_p2p.core.lifecycle import collect_rarely
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Change
 from peat_p2p.mesh.service import Mesh
@@ -312,6 +313,7 @@ async def main(config: dict[str, Any]) -> None:
             mesh = await stack.enter_async_context(Mesh.open(replica, credentials, settings, SystemClock()))
             node = MeshNode(replica, mesh)
             info = {"address": str(mesh.address), "endpoint_id": credentials.identity.endpoint_id}
+        collect_rarely()  # as a sidecar does
         info["ready_seconds"] = time.monotonic() - began
         async with asyncio.TaskGroup() as group:
             driver = Driver(node, group, info)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycrdt import Doc, Map
 
@@ -39,6 +39,7 @@ json_values = st.recursive(
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # it counts the time that a busy machine takes
 @given(st.dictionaries(names, json_values, max_size=6), st.sampled_from([None, 1]), st.booleans())
 def test_taking_apart_and_putting_together_changes_nothing(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)

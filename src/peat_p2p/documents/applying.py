@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from peat_p2p.core.errors import InvalidInputError, UntrustedError
@@ -115,7 +116,7 @@ class Gate:
             if current is None:
                 return Outcome(Verdict.NEED_FULL, key)
             return self._beat(current, update.beat, now)
-        if reason := self._bad_form(update):
+        if opened is None and (reason := self._bad_form(update)):
             return Outcome(Verdict.REJECTED, key, reason)
         if current is not None:
             ours, theirs = (current.generation, current.version), (update.generation, update.version)
@@ -232,11 +233,12 @@ class Gate:
 
     def _bad_form(self, update: PartUpdate) -> str:
         key = update.key
-        if key.collection == CERTIFICATES or not (is_public_name(key.collection) or is_known_reserved(key.collection)):
+        if not _holds_documents(key.collection):
             return f"{key.collection[:140]!r} is not a collection of documents"
         if is_reserved(key.collection) and key.doc_id != key.origin:
             return f"{key.collection} of {key.origin[:12]} speaks for another"
-        if not key.doc_id or len(key.doc_id.encode(errors="replace")) > self._limits.doc_id_bytes:
+        size = len(key.doc_id) if key.doc_id.isascii() else len(key.doc_id.encode(errors="replace"))
+        if not 0 < size <= self._limits.doc_id_bytes:
             return "the document's id is empty or too long"
         if len(update.signature) != _SIGNATURE_BYTES:
             return "the signature has the wrong length"
@@ -249,12 +251,8 @@ class Gate:
             raise BadContentError("the part says nothing")
         if len(content.fields) > self._limits.fields:
             raise BadContentError(f"{len(content.fields)} fields are too many")
-        new = {
-            name: value.text
-            for name, value in content.fields.items()
-            if before.fields.get(name) != value and name != EXISTS
-        }
-        if any(text != new[name] for name, text in check_fields(new).items()):
+        new = {name: content.fields[name].text for name in _changes(content, before)}
+        if new and check_fields(new) != new:
             raise BadContentError("a value has blanks around it")
 
     def _not_allowed(
@@ -267,7 +265,7 @@ class Gate:
             return f"the documents of {identity.node_id} would have more than {allowed} bytes"
         if is_reserved(key.collection):
             return ""
-        names = {name for name, value in content.fields.items() if before.fields.get(name) != value and name != EXISTS}
+        names = _changes(content, before)
         live_field = self._shelf.rules.of(key.collection).live_field
         if content.anchor is not None and live_field:
             names.add(live_field)
@@ -286,6 +284,18 @@ class Gate:
         if beat is not None and (kept is None or beat.position > kept.position) and _proves(anchor, beat):
             kept = beat
         return kept
+
+
+@lru_cache(maxsize=256)
+def _holds_documents(collection: str) -> bool:
+    return collection != CERTIFICATES and (is_public_name(collection) or is_known_reserved(collection))
+
+
+def _changes(content: Content, before: Content) -> set[str]:
+    """The names of the fields that were written."""
+    if not before.fields:
+        return set(content.fields) - {EXISTS}
+    return {name for name, value in content.fields.items() if before.fields.get(name) != value and name != EXISTS}
 
 
 def _proves(anchor: Anchor, beat: Beat) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from pycrdt import Doc, Map
@@ -28,6 +29,7 @@ _FIELD, _DELETED, _ANCHOR, _EXISTS = "f", "d", "l", "e"
 EXISTS = "\udc00"
 EXISTS_TEXT = "true"
 _MILLISECONDS = 1000 << COUNTER_BITS
+_SIZE, _STAMP_AND_SIZE = struct.Struct(">I"), struct.Struct(">QI")
 
 
 class Value(NamedTuple):
@@ -58,16 +60,19 @@ class Content:
     fields: dict[str, Value]
     deleted: int = 0
     anchor: Anchor | None = None
+    # The highest and the lowest stamp in it (0: there is none).
+    version: int = field(init=False, compare=False)
+    oldest: int = field(init=False, compare=False)
 
-    @property
-    def version(self) -> int:
-        """The highest stamp in it."""
-        return max(self._stamps(), default=0)
-
-    @property
-    def oldest(self) -> int:
-        """The lowest stamp in it."""
-        return min(self._stamps(), default=0)
+    def __post_init__(self) -> None:
+        # Asked of every part that comes, several times.
+        stamps = {value.stamp for value in self.fields.values()}
+        if self.deleted:
+            stamps.add(self.deleted)
+        if self.anchor is not None:
+            stamps.add(self.anchor.stamp)
+        object.__setattr__(self, "version", max(stamps, default=0))
+        object.__setattr__(self, "oldest", min(stamps, default=0))
 
     def after(self, stamp: int) -> Content:
         """Without the values stamped up to `stamp`; the deletion stays."""
@@ -79,14 +84,6 @@ class Content:
         if anchor is not None and is_hidden(live_field, anchor.stamp):
             anchor = None
         return Content({n: v for n, v in self.fields.items() if not is_hidden(n, v.stamp)}, self.deleted, anchor)
-
-    def _stamps(self) -> Iterable[int]:
-        for value in self.fields.values():
-            yield value.stamp
-        if self.deleted:
-            yield self.deleted
-        if self.anchor is not None:
-            yield self.anchor.stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +154,16 @@ def _content(entries: dict[str, str]) -> Content:
     fields: dict[str, Value] = {}
     deleted = 0
     anchor = None
+    # Most fields of a part were written at once: a stamp is read when it differs from the one before.
+    read, stamp = "", 0
     for name, text in entries.items():
         if not isinstance(text, str):
             raise BadContentError(f"entry {name[:40]!r} is not text")
         if name[:1] == _FIELD:
-            stamp, _, value = text.partition(" ")
-            fields[name[1:]] = Value(_stamp(stamp), value)
+            written, _, value = text.partition(" ")
+            if written != read:
+                read, stamp = written, _stamp(written)
+            fields[name[1:]] = Value(stamp, value)
         elif name == _EXISTS:
             fields[EXISTS] = Value(_stamp(text), EXISTS_TEXT)
         elif name == _DELETED:
@@ -184,18 +185,22 @@ def canonical(key: PartKey, generation: int, content: Content) -> bytes:
         out.append(b"\0")
     else:
         out.append(struct.pack(f">BQ{VALUE_BYTES}sQQ", 1, anchor.stamp, anchor.end, anchor.base, anchor.length))
-    out.append(struct.pack(">I", len(content.fields)))
-    for name in sorted(content.fields):
-        value = content.fields[name]
-        out += _sized(name)
-        out.append(struct.pack(">Q", value.stamp))
-        out += _sized(value.text)
+    out.append(_SIZE.pack(len(content.fields)))
+    for name, (stamp, text) in sorted(content.fields.items()):
+        data = text.encode(errors="surrogatepass")
+        out += (_sized_name(name), _STAMP_AND_SIZE.pack(stamp, len(data)), data)
     return b"".join(out)
 
 
 def _sized(text: str) -> tuple[bytes, bytes]:
     data = text.encode(errors="surrogatepass")
-    return struct.pack(">I", len(data)), data
+    return _SIZE.pack(len(data)), data
+
+
+@lru_cache(maxsize=4096)
+def _sized_name(name: str) -> bytes:
+    """A field's name, of which a fleet has few."""
+    return b"".join(_sized(name))
 
 
 def _entries(content: Content) -> dict[str, str]:

@@ -19,6 +19,9 @@ _HEAD, _AFTER = 0x20, 0xA0
 _BY_NAME = 1
 _ONE_VALUE, _STRING = 1, 0x77
 _ROOT_BYTES = ROOT.encode()
+# The bytes before the name of a first entry, and between it and the text.
+_FIRST = bytes((_HEAD | _TEXT, _BY_NAME, len(_ROOT_BYTES))) + _ROOT_BYTES
+_IS_TEXT = bytes((_ONE_VALUE, _STRING))
 
 
 class BadContentError(ValueError):
@@ -89,7 +92,9 @@ def read_update(data: bytes) -> dict[str, str] | None:
         raise BadContentError("an update has no items, or more than it has room for")
     entries: dict[str, str] = {}
     is_plain = clock == 0
-    for _ in range(items):
+    plain = _first_entries(read, items, entries) if is_plain else 0
+    clock += plain
+    for _ in range(items - plain):
         length, entry = _item(read, clock)
         clock += length
         if clock > MAX_OPERATIONS:
@@ -120,6 +125,35 @@ def _decoded(text: bytes) -> str:
         return text.decode()
     except UnicodeDecodeError:
         raise BadContentError("a text in an update is not UTF-8") from None
+
+
+def _first_entries(read: _Reader, items: int, entries: dict[str, str]) -> int:
+    """Read up to `items` first entries, as nearly all are, into `entries`; how many there were before another kind."""
+    data, at = read.data, read.at
+    found = 0
+    try:
+        # Written out for speed: names and texts of up to 127 bytes, and texts of up to 16,383.
+        while found < items and data[at : at + 4] == _FIRST and (size := data[at + 4]) < 0x80:
+            begin = at + 7 + size
+            if data[begin - 2 : begin] != _IS_TEXT:
+                break
+            length = data[begin]
+            if length < 0x80:
+                text = begin + 1
+            elif 0 < data[begin + 1] < 0x80:
+                length = length & 0x7F | data[begin + 1] << 7
+                text = begin + 2
+            else:
+                break
+            if text + length > len(data):
+                break
+            entries[data[at + 5 : begin - 2].decode()] = data[text : text + length].decode()
+            at = text + length
+            found += 1
+    except (IndexError, UnicodeDecodeError):
+        pass  # the slow way says what is wrong
+    read.at = at
+    return found
 
 
 def _item(read: _Reader, clock: int) -> tuple[int, tuple[bytes, bytes] | None]:
