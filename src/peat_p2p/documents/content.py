@@ -116,9 +116,14 @@ def difference(state: bytes, since: int) -> bytes:
 
 def combine(state: bytes, payload: bytes) -> tuple[Form, Content]:
     """`state` (may be empty) with the update `payload` applied, and what it says then. Raises BadContentError."""
-    entries = read_update(payload)
-    if entries is not None and not state:
-        return Form(payload, len(entries)), _content(entries)
+    if not state:
+        entries = read_update(payload)
+        if entries is not None:
+            content = _content(entries)
+            _remember(payload, content)
+            return Form(payload, len(entries)), content
+    else:
+        read_update(payload)
     doc: Doc[Map[str]] = Doc(client_id=CLIENT)
     try:
         root = doc.get(ROOT, type=Map)
@@ -134,8 +139,22 @@ def combine(state: bytes, payload: bytes) -> tuple[Form, Content]:
     return form, _content(json.loads(text))
 
 
+# What came a moment ago is merged for readers next, and need not be read twice.
+_read_lately: dict[bytes, Content] = {}
+_LATELY = 256
+
+
+def _remember(state: bytes, content: Content) -> None:
+    if len(_read_lately) >= _LATELY:
+        _read_lately.clear()
+    _read_lately[state] = content
+
+
 def decode(state: bytes) -> Content:
     """What the map `state`, which went through `combine` or was made here, says. Raises BadContentError."""
+    content = _read_lately.get(state)
+    if content is not None:
+        return content
     entries = read_update(state)
     if entries is not None:
         return _content(entries)

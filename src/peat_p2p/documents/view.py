@@ -140,7 +140,9 @@ def merge(doc: DocKey, parts: Iterable[Part], live_field: str, judge: Judge) -> 
         said.append(((part.key.origin, part.key.incarnation), fields))
         if content.deleted and (weight := judge.delete_weight(part.key.origin, *doc)):
             deletions.append((weight, content.deleted))
-        top = max(top, part.version, max((value.stamp for value in fields.values()), default=0))
+        top = max(top, part.version)
+        if fields is not content.fields:
+            top = max(top, fields[live_field].stamp)
     view = View({}, tuple(deletions), top)
     first = judge.target_field(doc[0])
     if not first:
@@ -162,6 +164,9 @@ def merge(doc: DocKey, parts: Iterable[Part], live_field: str, judge: Judge) -> 
 def _show(view: View, fields: Iterable[tuple[str, Value]], writer: Writer, weight: int) -> None:
     """Let each value be seen that counts for more than the one seen so far."""
     shown = view.fields
+    if not shown and not view.deletions:
+        shown.update((name, Seen(value, writer, weight)) for name, value in fields)
+        return
     for name, value in fields:
         if view.deletions and view.hides(weight, value.stamp):
             continue

@@ -8,7 +8,6 @@ a package that cannot be verified ends a transfer: without peers it waits and sa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,20 +17,20 @@ from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.atomic import write_atomic
-from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
+from peat_p2p.core.errors import PeatError, UnavailableError
 from peat_p2p.swarm.blame import Blame
 from peat_p2p.swarm.dialer import Dialer
 from peat_p2p.swarm.feeds import Feeds
+from peat_p2p.swarm.inquiry import Inquiry
 from peat_p2p.swarm.ledger import Ledger, SourceBytes
-from peat_p2p.swarm.metadata import NotHeldError, Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
-from peat_p2p.swarm.plan import Decision, whom_to_ask
+from peat_p2p.swarm.plan import Decision
 from peat_p2p.swarm.revival import Revival
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.status import Priority, TransferCancelledError, TransferState, TransferStatus
 from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
-from peat_p2p.swarm.torrent import ParsedInfo, parse_info
+from peat_p2p.swarm.torrent import ParsedInfo
 from peat_p2p.swarm.torrents import Reading, Torrent
 from peat_p2p.swarm.written import Checks, disk_error, quiet, remove_files, written
 
@@ -79,10 +78,11 @@ class Transfer:
         self._names: dict[str, str] = {}
         self._dialer: Dialer | None = None
         self._feeds: Feeds | None = None
-        self._evidence = Blame(around, self._blame)
+        self._evidence = Blame(around, self.blame)
         self._revival = Revival(around.book, around.routes)
         self._index: Index | None = None
         self._unsaved = ""
+        self._inquiry = Inquiry(self, source, around, self._revival)
         self._folder = around.state_dir / "transfers" / digest.removeprefix("blake3:")
         self._ended = asyncio.Event()
         self._changed = asyncio.Event()
@@ -198,17 +198,21 @@ class Transfer:
         self._ledger.elapsed += self._around.clock.monotonic() - self._at.begun
         if self._ledger.runs:
             self._save()
-        self._set(final, str(self._error) if self._error else "")
+        self.report(final, str(self._error) if self._error else "")
         self._ended.set()
 
     async def _run(self) -> StoredPackage:
         around = self._around
         present = await asyncio.to_thread(around.store.package, self.manifest_digest)
-        saved = await asyncio.to_thread(self._load)
-        parsed = await self._parse(present.info) if present else saved or await self._metadata()
+        known = await asyncio.to_thread(Ledger.load, self._folder / "ledger.json")
+        self._ledger = known or Ledger()
+        if present:
+            parsed = await self._inquiry.parse(present.info)
+        else:
+            parsed = await self._inquiry.saved(self._folder / "info") or await self._inquiry.ask_all()
         if present is None:
             await asyncio.to_thread(write_atomic, self._folder / "info", parsed.meta.info)
-        self._set(TransferState.CHECKING, "looking for chunks that are here already")
+        self.report(TransferState.CHECKING, "looking for chunks that are here already")
         with around.store.hold(chunk.hex for chunk in parsed.chunks):
             self._at.total = self._at.missing_bytes = parsed.index.unique_bytes
             await self._take_stock(parsed)
@@ -232,62 +236,6 @@ class Transfer:
         self._at.missing = {chunk.hex: chunk for chunk in parsed.chunks if chunk.hex in missing}
         self._at.missing_bytes = sum(chunk.size for chunk in self._at.missing.values())
 
-    async def _metadata(self) -> ParsedInfo:
-        """Ask one candidate after the other, for as long as it takes."""
-        around = self._around
-        partial = Partial()
-        begun = around.clock.monotonic()
-        while True:
-            if held := around.hold(self):
-                self._set(TransferState.WAITING, held)
-                await asyncio.sleep(TICK_S)
-                continue
-            candidates = self.candidates()
-            now = around.clock.monotonic()
-            silent = self._revival.look(candidates, now)
-            asked = whom_to_ask(candidates, around.endpoint_id, around.site, self.manifest_digest, now - begun)
-            for peer in around.book.due(asked, now):
-                parsed = await self._ask(peer, partial)
-                if parsed is not None:
-                    return parsed
-            self._set(TransferState.WAITING, self._why_waiting(candidates))
-            wait = around.book.next_due(asked, around.clock.monotonic())
-            await self._pause(TICK_S if silent or len(asked) < len(candidates) else wait)
-
-    async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
-        around = self._around
-        self._set(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
-        try:
-            parsed = await self._parse(await around.client.info(peer, self.manifest.infohash, partial))
-        except NotHeldError as error:
-            # One that fetches, too, may have it in a moment.
-            patience = TICK_S if not peer.complete else None
-            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error), patience)
-        except UnavailableError as error:
-            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
-        except PeatError as error:
-            log.warning("%s sent bad metadata of %s: %s", peer.agent_id, self.manifest.reference, error)
-            self._blame(peer_fingerprint(peer.endpoint_id))
-        else:
-            around.book.succeeded(peer.endpoint_id)
-            return parsed
-        return None
-
-    async def _parse(self, info: bytes) -> ParsedInfo:
-        parsed = await asyncio.to_thread(parse_info, info, self.manifest.infohash, self._around.ca_pem)
-        if parsed.index.digest != self.manifest.digest:
-            raise UntrustedError(f"the torrent of {self.manifest.reference} carries another index than its manifest")
-        return parsed
-
-    def _load(self) -> ParsedInfo | None:
-        self._ledger = Ledger.load(self._folder / "ledger.json") or Ledger()
-        try:
-            info = (self._folder / "info").read_bytes()
-            parsed = parse_info(info, self.manifest.infohash, self._around.ca_pem)
-        except (OSError, PeatError):
-            return None
-        return parsed if parsed.index.digest == self.manifest.digest else None
-
     def _open_account(self) -> None:
         at, ledger = self._at, self._ledger
         here = at.total - at.missing_bytes
@@ -309,13 +257,13 @@ class Transfer:
         """Run the torrent until all that it may fetch is verified, or it must be added anew."""
         around, at = self._around, self._at
         if self.torrent is not None:
-            self._set(TransferState.CHECKING, "sorting out what does not match")
+            self.report(TransferState.CHECKING, "sorting out what does not match")
             await self.torrent.settle()
             self._drop_torrent()
             await self._take_stock(parsed)
         mine = around.claims.claim(self, at.missing)
         if not mine:
-            self._set(TransferState.WAITING, "another transfer fetches the rest")
+            self.report(TransferState.WAITING, "another transfer fetches the rest")
             await self._wait_landed(parsed)
             return
         # From nothing, so that a file matches only when its last block is written, and is not written again then.
@@ -364,7 +312,7 @@ class Transfer:
                 return False
             if not pieces and checks.idle:
                 break
-            held = around.hold(self)
+            held = self.held()
             candidates = self._evidence.honest(self.candidates())
             self._revival.look(candidates, around.clock.monotonic())
             self._evidence.watch(torrent, reading, candidates)
@@ -423,7 +371,7 @@ class Transfer:
                 ", ".join(self._names.get(peer, peer) for peer in suspects) or "nobody",
             )
             if len(suspects) == 1:
-                self._blame(suspects[0])
+                self.blame(suspects[0])
         self._notify()
         return not wrong
 
@@ -453,27 +401,25 @@ class Transfer:
         giving = {peer.peer for peer in reading.peers} | {peer_fingerprint(one.endpoint_id) for one in fed}
         at.peers = len(giving)
         if held:
-            self._set(TransferState.WAITING, held)
+            self.report(TransferState.WAITING, held)
         elif giving:
             names = ", ".join(sorted(self._names.get(peer, peer) for peer in giving)[:8])
-            self._set(TransferState.FETCHING, "; ".join(filter(None, (f"from {names}", decision.reason))))
+            self.report(TransferState.FETCHING, "; ".join(filter(None, (f"from {names}", decision.reason))))
         else:
-            self._set(TransferState.WAITING, self._why_waiting(list(endpoints.values())))
+            self.report(
+                TransferState.WAITING, around.book.why_nobody(list(endpoints.values()), around.clock.monotonic())
+            )
 
     def candidates(self) -> list[PeerCandidate]:
         """Who may give what it fetches, best first."""
         return self._around.book.order(self._source.candidates(self.manifest_digest))
 
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait until the source changes, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._source.wait_change()
+    def held(self) -> str:
+        """Why it must wait for others; "" when it need not."""
+        return self._around.hold(self)
 
-    def _why_waiting(self, candidates: list[PeerCandidate]) -> str:
-        return self._around.book.why_nobody(candidates, self._around.clock.monotonic())
-
-    def _blame(self, peer: str) -> None:
+    def blame(self, peer: str) -> None:
+        """The peer of this fingerprint sent what does not match."""
         self._ledger.bad_peers[peer] = self._ledger.bad_peers.get(peer, 0) + 1
         for candidate in self.candidates():
             if peer_fingerprint(candidate.endpoint_id) == peer:
@@ -486,7 +432,8 @@ class Transfer:
             self._around.torrents.remove(self.torrent)
             self.torrent = None
 
-    def _set(self, state: TransferState, reason: str) -> None:
+    def report(self, state: TransferState, reason: str) -> None:
+        """Take note of what goes on."""
         self._at.state, self._at.reason = state, reason
         self._notify()
 

@@ -1,0 +1,118 @@
+"""How one transfer comes by its package's index: the info dictionary whose hash the manifest names.
+
+Owns whom it asks for it, in which order and for how long, and the check that it is the index of the manifest. Must
+not know chunks or the torrent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from peat_p2p.content.manifest import Manifest
+from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
+from peat_p2p.swarm.metadata import NotHeldError, Partial
+from peat_p2p.swarm.peers import PeerCandidate, PeerSource
+from peat_p2p.swarm.plan import whom_to_ask
+from peat_p2p.swarm.revival import Revival
+from peat_p2p.swarm.session import peer_fingerprint
+from peat_p2p.swarm.status import TransferState
+from peat_p2p.swarm.surroundings import Surroundings
+from peat_p2p.swarm.torrent import ParsedInfo, parse_info
+
+log = logging.getLogger(__name__)
+_LOOK_S = 0.5
+
+
+class Asker(Protocol):
+    """The transfer that needs the index."""
+
+    manifest: Manifest
+    manifest_digest: str
+
+    def candidates(self) -> list[PeerCandidate]:
+        """Who may hold it, best first."""
+        ...
+
+    def held(self) -> str:
+        """Why it must wait; "" when it need not."""
+        ...
+
+    def report(self, state: TransferState, reason: str) -> None:
+        """Take note of what goes on."""
+        ...
+
+    def blame(self, peer: str) -> None:
+        """The peer of this fingerprint sent what is not the index."""
+        ...
+
+
+class Inquiry:
+    """The search of one transfer for its index."""
+
+    def __init__(self, asker: Asker, source: PeerSource, around: Surroundings, revival: Revival) -> None:
+        self._asker = asker
+        self._source = source
+        self._around = around
+        self._revival = revival
+
+    async def parse(self, info: bytes) -> ParsedInfo:
+        """Check that this is the index of the manifest. Raises UntrustedError and what `parse_info` raises."""
+        manifest = self._asker.manifest
+        parsed = await asyncio.to_thread(parse_info, info, manifest.infohash, self._around.ca_pem)
+        if parsed.index.digest != manifest.digest:
+            raise UntrustedError(f"the torrent of {manifest.reference} carries another index than its manifest")
+        return parsed
+
+    async def saved(self, path: Path) -> ParsedInfo | None:
+        """What an earlier run wrote to `path`; None when there is none, or not this package's."""
+        try:
+            return await self.parse(await asyncio.to_thread(path.read_bytes))
+        except (OSError, PeatError):
+            return None
+
+    async def ask_all(self) -> ParsedInfo:
+        """Ask one candidate after the other, for as long as it takes."""
+        around, asker = self._around, self._asker
+        partial = Partial()
+        begun = around.clock.monotonic()
+        while True:
+            if held := asker.held():
+                asker.report(TransferState.WAITING, held)
+                await asyncio.sleep(_LOOK_S)
+                continue
+            candidates = asker.candidates()
+            now = around.clock.monotonic()
+            silent = self._revival.look(candidates, now)
+            asked = whom_to_ask(candidates, around.endpoint_id, around.site, asker.manifest_digest, now - begun)
+            for peer in around.book.due(asked, now):
+                parsed = await self._ask(peer, partial)
+                if parsed is not None:
+                    return parsed
+            asker.report(TransferState.WAITING, around.book.why_nobody(candidates, around.clock.monotonic()))
+            wait = around.book.next_due(asked, around.clock.monotonic())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S if silent or len(asked) < len(candidates) else wait):
+                    await self._source.wait_change()
+
+    async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
+        around, manifest = self._around, self._asker.manifest
+        self._asker.report(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
+        try:
+            parsed = await self.parse(await around.client.info(peer, manifest.infohash, partial))
+        except NotHeldError as error:
+            # One that fetches, too, may have it in a moment.
+            patience = _LOOK_S if not peer.complete else None
+            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error), patience)
+        except UnavailableError as error:
+            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
+        except PeatError as error:
+            log.warning("%s sent bad metadata of %s: %s", peer.agent_id, manifest.reference, error)
+            self._asker.blame(peer_fingerprint(peer.endpoint_id))
+        else:
+            around.book.succeeded(peer.endpoint_id)
+            return parsed
+        return None
