@@ -57,8 +57,10 @@ async def lan(run: Run) -> None:
     size = run.options.size * MB if run.options.size else (200 if run.quick else 2000) * MB
     rate = 1e9
     run.parameter(bytes=size, rate_bit_s=rate, profile="lan")
-    with _network(pair("lan", near=("seed",), far=("leech",), seed=run.seed)) as net:
-        async with fleet({"north": ["seed"], "south": ["leech"]}, net) as here:
+    run.note("two ports of a LAN switch made by the kernel alone, which takes no processor time of the emulator's")
+    lan_of_two = parse({"name": "lan", "seed": run.seed, "lan": rate, "sites": {"rack": ["seed", "leech"]}})
+    with _network(lan_of_two) as net:
+        async with fleet({"rack": ["seed", "leech"]}, net) as here:
             here.publish("seed", random_file(here.root / "file", size, run.random))
             await here.start("seed")
             await here.start("leech")
@@ -76,9 +78,7 @@ async def lan(run: Run) -> None:
                 run.record("cpu_per_gb", (leech.last["cpu"] + seed["cpu"]) / (size / 1e9), unit="s/GB")
             run.at_least("share of the link", share, 0.9, "")
     for name in () if run.options.no_rivals else ("aria2", "rsync", "transmission", "libtorrent"):
-        await asyncio.to_thread(
-            _rival, run, name, pair("lan", near=("seed",), far=("leech",), seed=run.seed), "seed", ("leech",), size
-        )
+        await asyncio.to_thread(_rival, run, name, lan_of_two, "seed", ("leech",), size)
 
 
 def _rival(run: Run, name: str, topology: Topology, holder: str, wanting: Sequence[str], size: int) -> dict[str, Any]:

@@ -175,6 +175,18 @@ class Relay:
                 f"route add default via {own.removesuffix('/24')} dev eth0 src {address} congctl {congestion[member]}",
                 "route add 224.0.0.0/4 dev eth0",
             )
+            if self.topology.lan is not None:
+                self._limit(member, "eth0", self.topology.lan)
+                self._limit(gateway, port, self.topology.lan)
+
+    def _limit(self, node: str, device: str, rate: float) -> None:
+        """Let a device send no more than `rate` bit/s, with the kernel's token bucket (tc-tbf(8))."""
+        # Segments of up to 64 KiB are handed over whole: the bucket must hold some.
+        words = f"qdisc add dev {device} root tbf rate {rate:.0f}bit burst 256kb latency 20ms".split()
+        with kernel.inside(self.namespaces[node]):
+            done = subprocess.run(["tc", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the kernel cannot limit a LAN's rate (tc {' '.join(words)}): {done.stderr.strip()}")
 
     def _build_link(self, number: int, link: Link) -> None:
         topology = self.topology

@@ -3,6 +3,7 @@
     name = "geo2"
     congestion = "cubic"            # of every host; a host may say its own
     time_scale = 0.01               # schedules of outages and cuts run 100 times as fast
+    lan = "1G"                      # rate of every port of the LAN switches; without it they are as fast as the kernel
     [sites]
     base = ["holder"]               # one host: the link ends in it
     boat = ["one", "two", "three"]  # several: a LAN switch, and a gateway that the link ends in
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.net.profiles import profile
-from bench.net.shape import Outage, Shape, ShapeError
+from bench.net.shape import Outage, Shape, ShapeError, parse_rate
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 GATEWAY = "gw-"
@@ -79,6 +80,7 @@ class Topology:
     time_scale: float = 1.0
     seed: int = 1
     mtu: int = 1500
+    lan: float | None = None
     _places: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -171,7 +173,7 @@ def load(path: Path) -> Topology:
 
 def parse(table: Mapping[str, Any], name: str = "net") -> Topology:
     """A topology from what a TOML file holds."""
-    unknown = set(table) - {"name", "congestion", "time_scale", "seed", "mtu", "sites", "hosts", "links", "cuts"}
+    unknown = set(table) - {"name", "congestion", "time_scale", "seed", "mtu", "lan", "sites", "hosts", "links", "cuts"}
     if unknown:
         raise TopologyError(f"a topology has no {', '.join(sorted(unknown))}")
     congestion = str(table.get("congestion", "cubic"))
@@ -187,7 +189,14 @@ def parse(table: Mapping[str, Any], name: str = "net") -> Topology:
         Cut(str(one["link"]), float(one["at"]) * scale, float(one["seconds"]) * scale) for one in table.get("cuts", ())
     )
     return Topology(
-        str(table.get("name", name)), hosts, links, cuts, scale, int(table.get("seed", 1)), int(table.get("mtu", 1500))
+        name=str(table.get("name", name)),
+        hosts=hosts,
+        links=links,
+        cuts=cuts,
+        time_scale=scale,
+        seed=int(table.get("seed", 1)),
+        mtu=int(table.get("mtu", 1500)),
+        lan=parse_rate(table["lan"]) if "lan" in table else None,
     )
 
 

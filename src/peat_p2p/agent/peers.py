@@ -56,6 +56,10 @@ class FleetPeers:
         if candidate is not None:
             found[holding.agent_id] = candidate
 
+    def set_networks(self, networks: Sequence[Network]) -> None:
+        """Say on which networks this machine is now: of several addresses of a peer, those there are tried first."""
+        self._networks = tuple(networks)
+
     async def wait_change(self) -> None:
         """Return when any document changed."""
         await self._view.changes.next().wait()
@@ -107,6 +111,13 @@ def choose_address(addresses: Sequence[HostPort], networks: Sequence[Network]) -
 def own_networks() -> list[Network]:
     """The networks this machine's interfaces are on, loopback left out."""
     return [interface.network for interface in _interfaces()]
+
+
+def own_addresses() -> frozenset[str]:
+    """The IP addresses of this machine, loopback ones with them."""
+    return frozenset(
+        address.address for addresses in psutil.net_if_addrs().values() for address in addresses if address.netmask
+    )
 
 
 def advertised(bound: HostPort) -> list[HostPort]:

@@ -22,7 +22,7 @@ from peat_p2p.agent.deploy import Deployment, Deployments
 from peat_p2p.agent.facts import Facts
 from peat_p2p.agent.journal import CommandJournal
 from peat_p2p.agent.memory import LastKnown
-from peat_p2p.agent.peers import FleetPeers, own_networks
+from peat_p2p.agent.peers import FleetPeers, own_addresses, own_networks
 from peat_p2p.agent.pusher import Sidecar, SidecarLink
 from peat_p2p.agent.reports import Key, ReportBook, next_beat
 from peat_p2p.agent.runner import CommandRunner
@@ -36,6 +36,7 @@ from peat_p2p.content.publish import publish
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError, PeatError, UntrustedError
+from peat_p2p.core.netwatch import watch_network
 from peat_p2p.fleet.ids import (
     COMMANDS,
     MANIFESTS,
@@ -88,11 +89,12 @@ class Agent:
         self.link = SidecarLink(
             sidecar, self.book, self.view, on_change=self._document_changed, on_connected=self._connected
         )
-        peers = FleetPeers(self.view, own_networks())
-        engine.know_sites(peers.site_of)
+        self._peers = FleetPeers(self.view, own_networks())
+        self._addresses = own_addresses()
+        engine.know_sites(self._peers.site_of)
         self.transfers = Transfers(
             engine,
-            peers,
+            self._peers,
             config.state_root / "transfers",
             clock=clock,
             on_change=self._tell,
@@ -128,7 +130,12 @@ class Agent:
         self.facts.set_in_force(await asyncio.to_thread(self.deployments.current))
         for summary in reversed(await asyncio.to_thread(self.store.packages)):
             self.facts.hold(summary)
-        async with asyncio.TaskGroup() as group, self.transfers.run(), self.runner.run():
+        async with (
+            asyncio.TaskGroup() as group,
+            self.transfers.run(),
+            self.runner.run(),
+            watch_network(self._network_changed),
+        ):
             loops = [
                 group.create_task(self._seed_all(), name="seeding"),
                 group.create_task(self._announce_on(), name="announcing"),
@@ -142,6 +149,13 @@ class Agent:
             finally:
                 for task in loops:
                     task.cancel()
+
+    def _network_changed(self) -> None:
+        log.info("the network changed")
+        self._peers.set_networks(own_networks())
+        before, self._addresses = self._addresses, own_addresses()
+        self.engine.network_changed(before - self._addresses)
+        self._tell()
 
     async def _seed_all(self) -> None:
         """Offer everything in the store again."""

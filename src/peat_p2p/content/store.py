@@ -146,10 +146,14 @@ class ChunkStore:
 
     def verify_many(self, chunks: Iterable[ChunkRef]) -> set[str]:
         """As `verify` for many chunks with one sync for all. Returns the digests of the bad ones."""
-        bad: set[str] = set()
-        good = self._hash(chunks, bad)
+        bad = self.enter(chunks)
         self._drop(bad)
-        self._enter(good)
+        return bad
+
+    def enter(self, chunks: Iterable[ChunkRef]) -> set[str]:
+        """As `verify_many`, but files that do not match are left as they are: they may still be written."""
+        bad: set[str] = set()
+        self._enter(self._hash(chunks, bad))
         return bad
 
     def _drop(self, digests: Collection[str]) -> None:

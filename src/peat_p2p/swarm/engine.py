@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -277,6 +277,16 @@ class SwarmEngine:
             log.warning("swarm traffic stops: %s", reason) if reason else log.info("swarm traffic goes on")
             self._torrents.pause(bool(reason))
         self._stopped = reason
+
+    def network_changed(self, lost: Collection[str]) -> None:
+        """Use the addresses that this machine has now, and no more the IP addresses it `lost`.
+
+        Peers that did not answer before are tried at once.
+        """
+        self._torrents.moved(lost)
+        if lost:
+            self._tasks.create_task(self._around.client.renew(), name="end lost connections")
+        self._book.network_changed(self._clock.monotonic())
 
     def know_sites(self, site_of: Callable[[str], str]) -> None:
         """Tell where peers stand whom this node only gives to: from the first 20 digits of an endpoint id to a site."""

@@ -193,10 +193,19 @@ class MetadataClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MetadataClient:
+        self._session = self._new_session()
+        return self
+
+    def _new_session(self) -> aiohttp.ClientSession:
         context = self._credentials.client_context()
         connector = aiohttp.TCPConnector(ssl=context, limit=64, keepalive_timeout=_KEEP_ALIVE_S)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, read_bufsize=_READ_BUFFER)
-        return self
+        return aiohttp.ClientSession(connector=connector, timeout=self._timeout, read_bufsize=_READ_BUFFER)
+
+    async def renew(self) -> None:
+        """End all connections; what is asked now fails, what is asked from now on is asked by new ones."""
+        if self._session is not None:
+            old, self._session = self._session, self._new_session()
+            await old.close()
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._session is not None

@@ -122,6 +122,12 @@ class PeerBook:
         health.retry_at = 0.0
         health.last_error = ""
 
+    def network_changed(self, now: float) -> None:
+        """Who did not answer may be in reach by now: all are tried at once, but those that sent bad data."""
+        for health in self._health.values():
+            if health.failures and not health.bad_chunks:
+                health.failures, health.retry_at = 0, now
+
     def measured(self, endpoint_id: str, bytes_per_second: float) -> None:
         """Remember how fast a peer gave, as a moving average."""
         health = self.health(endpoint_id)

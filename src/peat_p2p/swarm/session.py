@@ -20,6 +20,7 @@ from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
 
 PEER_ID_BYTES = 20
+_PORTS_TRIED = 16
 _QUEUE_S, _QUEUE_ROUND_TRIPS, _QUEUE_MOST_S = 2, 30, 20
 _ALERTS = (
     lt.alert.category_t.error_notification
@@ -59,10 +60,8 @@ def queue_seconds(round_trip: float) -> int:
 
 def session_settings(endpoint_id: str, listen: HostPort, limits: Limits) -> dict[str, Any]:
     """All settings that are not libtorrent's defaults."""
-    host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return {
-        # The `s` makes it an SSL port; there is no plain one.
-        "listen_interfaces": f"{host}:{listen.port}s",
+        "listen_interfaces": _listening(listen),
         # From the address it listens on: others know this node by that one.
         "outgoing_interfaces": "" if listen.host in ("0.0.0.0", "::") else listen.host,  # noqa: S104
         "listen_system_port_fallback": False,
@@ -136,6 +135,41 @@ def session_settings(endpoint_id: str, listen: HostPort, limits: Limits) -> dict
         "upload_rate_limit": limits.upload,
         "rate_limit_ip_overhead": True,
     }
+
+
+def choose_port(listen: HostPort) -> HostPort:
+    """The address with a port that is free now for TCP and UDP, when it names none. Raises UnavailableError.
+
+    libtorrent listens at each of the machine's addresses by a socket of its own: were the choice left to it, each would
+    get another port, and others are told of one.
+    """
+    if listen.port:
+        return listen
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    for _ in range(_PORTS_TRIED):
+        with (
+            socket.socket(family, socket.SOCK_STREAM) as stream,
+            socket.socket(family, socket.SOCK_DGRAM) as datagrams,
+            contextlib.suppress(OSError),
+        ):
+            stream.bind((listen.host, 0))
+            port = int(stream.getsockname()[1])
+            datagrams.bind((listen.host, port))
+            return HostPort(listen.host, port)
+    raise UnavailableError(f"swarm finds no free port at {listen.host}")
+
+
+def _listening(listen: HostPort) -> str:
+    """libtorrent's words for the address. The `s` makes it an SSL port; there is no plain one."""
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"{host}:{listen.port}s"
+
+
+def listen_anew(session: lt.session, listen: HostPort) -> None:
+    """Listen at addresses of this machine that are new, and no more at those that are gone."""
+    # libtorrent 2.1.1 forgets the text it was opened with, and would close everything.
+    session.apply_settings({"listen_interfaces": _listening(listen)})
+    session.reopen_network_sockets(0)
 
 
 def open_session(endpoint_id: str, listen: HostPort, limits: Limits) -> lt.session:

@@ -32,7 +32,7 @@ from peat_p2p.swarm.steering import Steering
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo
 from peat_p2p.swarm.torrents import Reading, Torrent
-from peat_p2p.swarm.written import Checks, disk_error, quiet, remove_files, written
+from peat_p2p.swarm.written import Checks, disk_error, enter, quiet, remove_files
 
 __all__ = ["Transfer", "TransferCancelledError", "TransferState", "TransferStatus"]
 log = logging.getLogger(__name__)
@@ -301,6 +301,7 @@ class Transfer:
 
         checks = Checks(check, tasks, torrent.wake.set)
         while True:
+            begun = around.clock.monotonic()
             reading = torrent.read()
             if reading.errno:
                 raise disk_error(reading, self.manifest.reference, around.store.root)
@@ -325,7 +326,8 @@ class Transfer:
             if self._evidence.forgive(reading.peers):
                 return False
             if pieces:
-                await asyncio.sleep(quiet(len(pieces), len(torrent.parsed.chunks)))
+                spent = around.clock.monotonic() - begun
+                await asyncio.sleep(quiet(len(pieces), len(torrent.parsed.chunks), spent))
             await torrent.woken(TICK_S)
         reading = torrent.read()
         self._count(reading, feeds)
@@ -354,8 +356,7 @@ class Transfer:
     async def _verify(self, torrent: Torrent, chunks: list[ChunkRef]) -> bool:
         """Check finished chunks from disk and enter them. Whether all were good."""
         store, at = self._around.store, self._at
-        await written(torrent, store, chunks)
-        wrong = await asyncio.to_thread(store.verify_many, chunks)
+        wrong = await enter(torrent, store, chunks)
         for chunk in chunks:
             if chunk.hex not in wrong:
                 del at.missing[chunk.hex]

@@ -1,8 +1,9 @@
-"""Waiting until finished pieces are in their files.
+"""Entering finished pieces into the store once they are in their files.
 
 libtorrent reports a piece when its hash is right, which is before its blocks are written: it keeps them in memory for
 seconds. Owns the wait, what a failing disk means, the clean start that makes it sound, and that all this goes on beside
-the transfer; what does not come to match in time is left to the caller. Must not know the store's journal.
+the transfer; what is done about chunks that do not come to match in time is left to the caller. Must not know the
+store's journal.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import errno
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from blake3 import blake3
-
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.content.store import ChunkStore
 from peat_p2p.core.errors import ExhaustedError, PeatError, UnavailableError
 from peat_p2p.swarm.torrents import Reading, Torrent
 
 _QUIET_S, _QUIET_PER_PIECE_S, _MOST_QUIET_S = 0.05, 1e-4, 0.5
+_QUIET_TIMES_SPENT = 19
 _LAST_PIECES = 64
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 
@@ -73,35 +73,32 @@ class Checks:
             self._wake()
 
 
-async def written(torrent: Torrent, store: ChunkStore, chunks: Iterable[ChunkRef]) -> None:
-    """Return when every chunk's file has its content, or after some seconds."""
+async def enter(torrent: Torrent, store: ChunkStore, chunks: Iterable[ChunkRef]) -> set[str]:
+    """Enter every chunk as soon as its file has its content. Returns the digests of those that have not after seconds.
+
+    Their files are removed.
+    """
     waiting = list(chunks)
     for pause in _PAUSES_S:
         torrent.flush()
         await asyncio.sleep(pause)
-        waiting = await asyncio.to_thread(_unlike, store, waiting)
+        unlike = await asyncio.to_thread(store.enter, waiting)
+        waiting = [chunk for chunk in waiting if chunk.hex in unlike]
         if not waiting:
-            return
+            return set()
+    return await asyncio.to_thread(store.verify_many, waiting)
 
 
-def _unlike(store: ChunkStore, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
-    bad = []
-    for chunk in chunks:
-        try:
-            data = store.chunk_path(chunk.hex).read_bytes()
-        except OSError:
-            data = b""
-        if blake3(data).digest() != chunk.digest:
-            bad.append(chunk)
-    return bad
-
-
-def quiet(left: int, pieces: int) -> float:
+def quiet(left: int, pieces: int, spent: float) -> float:
     """Seconds between two readings of a torrent of so many pieces, `left` of them still to come.
 
-    However many alerts come: a reading costs some microseconds a piece and peer. At the end nothing else is to be done.
+    However many alerts come: a reading costs some microseconds a piece, a peer and a block under way, and a machine
+    that a fast link keeps busy has little to spare. Steering took `spent` seconds the last time. At the end nothing
+    else is to be done.
     """
-    return _QUIET_S if left <= _LAST_PIECES else min(_MOST_QUIET_S, _QUIET_S + _QUIET_PER_PIECE_S * pieces)
+    if left <= _LAST_PIECES:
+        return _QUIET_S
+    return min(_MOST_QUIET_S, max(_QUIET_S + _QUIET_PER_PIECE_S * pieces, _QUIET_TIMES_SPENT * spent))
 
 
 def disk_error(reading: Reading, reference: str, root: Path) -> PeatError:
