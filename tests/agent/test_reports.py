@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from peat_p2p.agent import documents
 from peat_p2p.agent.reports import Delete, Key, Put, ReportBook, Write, next_beat
+from peat_p2p.content.manifest import Manifest
+from peat_p2p.fleet.holdings import PullStatus
 
 BEAT = Key("platforms", "a1")
 HOLDING = Key("packages", "a1:app:1-any")
@@ -240,3 +244,26 @@ class Reporting(RuleBasedStateMachine):
 
 TestReporting = Reporting.TestCase
 TestReporting.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_what_a_fleet_is_told_of_a_package_of_30_gb_is_less_than_a_kilobyte() -> None:
+    manifest = Manifest(
+        name="navigation-charts-north-atlantic",
+        version="2026.11.25-rc1",
+        arch="aarch64",
+        digest=f"blake3:{'d' * 64}",
+        total_bytes=30 * 10**9,
+        files=400_000,
+        chunks=30_000,
+        infohash="e" * 64,
+        created=1_790_000_000,
+    )
+    held = documents.HeldPackage(
+        manifest=manifest,
+        digest=f"blake3:{'f' * 64}",
+        status=PullStatus.PULLING,
+        held_bytes=29 * 10**9,
+        waiting="w" * 200,
+    )
+    key, fields = documents.holding("vessel-7-rack-2-node-11", held, 1_790_000_123.0)
+    assert len(json.dumps(fields)) + len(key.doc_id) < 1000

@@ -182,6 +182,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_tag_that_moves_during_a_pull_never_mixes_two_contents(fleet: Any, tmp_path: Path) -> None:
+    first, second = package(tmp_path / "first", "1"), package(tmp_path / "second", "2")
+    depot = fleet.start("up", "depot", roles=ALL)
+    edge = fleet.start("up", "edge", "--peer", depot.peer, "--download-limit", str(MEBI))
+    depot.json("publish", str(first), "--name", "app", "--version", "1")
+    fleet.until(lambda: edge.json("packages"))
+    words = ["pull", "app:1", "--to", str(tmp_path / "out"), "--data-dir", str(edge.data_dir)]
+    pull = threading.Thread(target=partial(fleet.peat, *words), daemon=True)
+    pull.start()
+    fleet.until(lambda: int(edge.transfer("app").get("verifiedBytes", 0)) > 0)
+    depot.json("publish", str(second), "--name", "app", "--version", "1")  # the same name and version once more
+    pull.join(60)
+    assert not pull.is_alive()
+    assert differences(first, tmp_path / "out") == []
+    fleet.until(lambda: len({one["manifest"] for one in edge.json("packages")}) == 2, what="it hears of the second")
+    assert edge.json("pull", "app:1", "--to", str(tmp_path / "again"), timeout=60)["state"] == "complete"
+    assert differences(second, tmp_path / "again") == []
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.network  # mounting needs root
 def test_a_disk_too_small_is_told_before_the_transfer_and_a_full_one_during_it(

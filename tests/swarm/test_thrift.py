@@ -201,7 +201,7 @@ def test_among_many_each_asks_the_giver_for_its_own_share_first() -> None:
     theirs = other.decide(0.0, ALL, (), [peers[0], candidate("a", "", complete=False)], nothing)
     assert mine.first | theirs.first == ALL
     assert not mine.first & theirs.first
-    assert mine.wanted == ALL  # the rest may come from whoever has it
+    assert mine.wanted == mine.first  # nobody but the giver has the rest, and it is asked for that by others
     # What the other has of the own share it gives: the giver is not asked for it first.
     there = min(mine.first)
     shown = {"b": [n == there for n in range(200)]}

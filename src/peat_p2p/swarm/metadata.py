@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,10 @@ class Giver(Protocol):
 
     async def join(self, infohash: str) -> int | None:
         """Be ready for a connection; how many chunks are here, None when unknown."""
+        ...
+
+    def came(self, infohash: str, caller: ssl.SSLObject, host: str) -> None:
+        """Who is at the other end of `caller` is about to connect from the IP address `host`."""
         ...
 
     async def assist(self, infohash: str, envelope: dict[str, Any], info: bytes) -> int:
@@ -131,9 +136,13 @@ class MetadataServer:
         return web.json_response(envelope)
 
     async def _join(self, request: web.Request) -> web.Response:
-        have = await self._giver.join(request.match_info["infohash"])
+        infohash = request.match_info["infohash"]
+        have = await self._giver.join(infohash)
         if have is None:
             raise web.HTTPNotFound(text="not held here")
+        caller = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+        if caller is not None and request.remote:
+            self._giver.came(infohash, caller, request.remote)
         return web.json_response({"have": have})
 
     async def _assist(self, request: web.Request) -> web.Response:

@@ -97,9 +97,9 @@ class Plan:
     ) -> Decision:
         """Without thrift: the own share among all that fetch first, so that a giver gives each something else.
 
-        After it whatever is rarest, so that who is fast helps who is slow. In the end, when what only the givers have
-        is about what was asked of them already, nothing of that but the own share, or the giver gives the last pieces
-        to everybody. Should that last take long, anything.
+        After it, so that who is fast helps who is slow, what this agent is the next responsible for. In the end, when
+        what only the givers have is about what was asked of them already, nothing of that but the own share, or the
+        giver gives the last pieces to everybody. Should that last take long, anything.
         """
         everything = frozenset(missing)
         fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
@@ -116,9 +116,12 @@ class Plan:
             self._asked_at = now
         others = len(everything) - len(spread) - len(own)
         patience = max(SHARE_PATIENCE_S, SHARE_PATIENCE * (now - self._began_at))
-        if others > _ON_THEIR_WAY * len(fetching) or now - self._asked_at > patience:
+        if now - self._asked_at > patience:
             return Decision(everything, False, first=own)
-        return Decision(own | spread | begun, False, first=own)
+        help_with = frozenset[int]()
+        if not own - begun and others > _ON_THEIR_WAY * len(fetching):
+            help_with = frozenset(self._crowd.helping(now, missing, spread))
+        return Decision(own | help_with | spread | begun, False, first=own | help_with)
 
     def fetched(self, now: float, pieces: Collection[int]) -> None:
         """These came in."""

@@ -9,7 +9,10 @@ verified is given; an assisted package's manifest is verified like any other. Mu
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
+import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +23,11 @@ from peat_p2p.content.manifest import open_manifest
 from peat_p2p.content.store import ChunkStore
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError
+from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 from peat_p2p.swarm.torrents import Torrent, TorrentSession
 from peat_p2p.trust.anchor import TrustAnchor
+from peat_p2p.trust.credentials import peer_identity
 
 log = logging.getLogger(__name__)
 IDLE_S = 600.0
@@ -116,6 +121,18 @@ class Seeds:
             return None
         self._used[infohash] = self._clock.monotonic()
         return torrent.count()
+
+    def came(self, infohash: str, caller: ssl.SSLObject, host: str) -> None:
+        """Who is at the other end of `caller` is about to connect from the IP address `host`, whatever it had before.
+
+        A connection from another address of its, which it may have lost, would have libtorrent refuse the new one.
+        """
+        torrent = self._torrents.get(infohash)
+        if torrent is None or ipaddress.ip_address(host).is_loopback:
+            return
+        with contextlib.suppress(PeatError):
+            identity = peer_identity(caller, self._anchor, self._clock.wall())
+            self._torrents.drop_elsewhere(torrent, peer_fingerprint(identity.endpoint_id), host)
 
     async def assist(self, infohash: str, envelope: dict[str, Any], info: bytes) -> int:
         """Somebody fetches a package unknown here: give the chunks of it that the store has. Returns their number.

@@ -17,6 +17,7 @@ GRACE_S = 6.0
 MIN_PATIENCE_S = 5.0
 _PATIENCE_CHUNKS = 4.0
 _REMEMBERED = 4
+_MOST_RANKED = 32
 
 
 @dataclass(slots=True)
@@ -104,6 +105,25 @@ class Thrift:
         self._excuse(now, missing, at_site)
         owners = self._owners_among(self.live(now))
         return {n for n in missing if owners[n] == self.me and n not in at_site}
+
+    def helping(self, now: float, missing: Collection[int], at_site: Collection[int]) -> set[int]:
+        """Which of the others' chunks this agent fetches when it has its own: those it is the next responsible for.
+
+        So no more than one agent helps with a chunk at first. In a crowd too large for that it helps with any.
+        """
+        live = self.live(now)
+        left = [n for n in missing if n not in at_site]
+        if len(live) > _MOST_RANKED:
+            return set(left)
+        ranks = {n: self._rank(n, live) for n in left}
+        nearest = min((rank for rank in ranks.values() if rank), default=0)
+        return {n for n, rank in ranks.items() if nearest and rank == nearest}
+
+    def _rank(self, chunk: int, live: Collection[str]) -> int:
+        """How many of `live` are responsible for a chunk before this agent is."""
+        digest = self.digests[chunk]
+        mine = _weight(self.me, digest), self.me
+        return sum((_weight(name, digest), name) > mine for name in live)
 
     def _excuse(self, now: float, missing: Collection[int], at_site: Collection[int]) -> None:
         """A member that owes nothing does not stand still, it waits."""

@@ -298,6 +298,16 @@ class TorrentSession:
         torrent.keep_inside(inside)
         self._session.set_ip_filter(self._only_inside())
 
+    def drop_elsewhere(self, torrent: Torrent, name: str, host: str) -> None:
+        """End connections that a peer (by the name it shows) made from other IP addresses than `host`."""
+        peers = [peer for peer in torrent.handle.get_peer_info() if not peer.flags & _NOT_CONNECTED]
+        for peer in peers:
+            theirs = peer.ip[0]
+            if _peer_name(peer.pid) != name or theirs == host or peer.flags & lt.peer_info.outgoing_connection:
+                continue
+            if sum(other.ip[0] == theirs for other in peers) == 1:  # or it would hit others, too
+                self.drop(torrent, theirs)
+
     def allow_inside(self, hosts: Collection[str]) -> None:
         """Add IP addresses that torrents kept inside may connect to."""
         new = set(hosts) - self._inside
