@@ -84,6 +84,29 @@ def test_a_link_is_filled_whatever_it_loses(shape: Shape, least: float) -> None:
     assert size * 8 / (shape.rate * (1 - shape.loss)) / seconds >= least
 
 
+@pytest.mark.parametrize(
+    ("name", "round_trips"), [("lte", 1.0), ("geo", 2.8), ("lossy-geo", 2.8), ("manet", 5.0), ("radio", 3.5)]
+)
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_what_trickles_first_does_not_slow_the_start(name: str, round_trips: float, seed: str) -> None:
+    shape = PROFILES[name].down
+    link = Imagined(shape, PROFILES[name].up, seed)
+    stream = link.ends["b"].open_stream().number
+    told = 0
+    for asked, size in ((500, 1500), (1200, 500), (300, 12000)):  # as a handshake and a small answer
+        before = len(link.got["a"].get(stream, b""))
+        link.ends["b"].write(stream, bytes(asked))
+        link.run(30.0, lambda: len(link.got["a"].get(stream, b"")) == before + asked)  # noqa: B023
+        link.ends["a"].write(stream, bytes(size))
+        told += size
+        link.run(30.0, lambda: len(link.got["b"].get(stream, b"")) == told)  # noqa: B023
+    began, size = link.now, int(shape.rate / 8 * (1 - shape.loss) * 5)
+    link.ends["a"].write(stream, bytes(size))
+    link.run(60.0, lambda: len(link.got["b"][stream]) == told + size)
+    assert len(link.got["b"][stream]) == told + size
+    assert link.now - began < 5 * 1.1 + round_trips * 2 * shape.delay
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.05])
 def test_a_cap_holds_on_a_wide_link_from_the_first_second(loss: float) -> None:
     link = Imagined(Shape(rate=20e6, delay=0.05, loss=loss))

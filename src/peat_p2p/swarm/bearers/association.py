@@ -27,7 +27,8 @@ IDLE_S = 900.0
 MAX_STREAMS = 256
 _REORDERING = 3
 _MOST_REORDERING = 300
-_LONGEST_SILENCE_S = 3.0
+_SILENCE_S, _LONGEST_SILENCE_S = 1.0, 3.0  # between asking: while an outage is young, and later
+_YOUNG_S = 120.0
 _SLOW_RATE = 12_500.0  # bytes per second below which packets are small, so that one does not hold up the link
 _SMALL_DATAGRAM = 700
 _UNPROVEN_PACKETS = 3
@@ -410,7 +411,8 @@ class Association:
             self._probe_at = None
             return
         patience = (self.pacer.patience + 2 * self._ask_delay) * 2 ** min(self._silences, 6)
-        self._probe_at = now + min(patience, max(_LONGEST_SILENCE_S, self.pacer.patience * 1.5))
+        longest = _SILENCE_S if now - self.last_heard < _YOUNG_S else _LONGEST_SILENCE_S
+        self._probe_at = now + min(patience, max(longest, self.pacer.patience * 1.5))
 
     @property
     def _ask_delay(self) -> float:

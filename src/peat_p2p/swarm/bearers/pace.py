@@ -16,6 +16,7 @@ _BURST_S = 0.02  # in which the first packets leave
 _BURST_GAIN = 1.6
 _LEAST_SPREAD_S = 0.06
 _LEAST_TRAIN = 4  # packets
+_FLOODED = 2  # packets lost for each that came: what comes, comes as fast as the link lets it
 MIN_WINDOW_PACKETS = 4
 _FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
@@ -106,9 +107,10 @@ class Pacer:
 
     def _rate(self) -> float:
         if self.phase is Phase.START:
-            grown = max(self._burst, self.bandwidth * (_BURST_GAIN if self._burst else _START_GAIN))
-            if not grown:
+            if not self.bandwidth:
+                # A train shows the link's rate by how far it is drawn out; what trickled before it says nothing.
                 return START_PACKETS * self.packet_bytes / _BURST_S
+            grown = max(self._burst, self.bandwidth * (_BURST_GAIN if self._burst > self.bandwidth else _START_GAIN))
             first = START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01)
             return grown if self._round >= 2 else max(first, grown)
         if self.phase is Phase.DRAIN:
@@ -122,7 +124,9 @@ class Pacer:
         return self.bandwidth * gain
 
     def _window(self) -> float:
-        if self.phase is Phase.START or not self.bandwidth:
+        if not self.bandwidth:
+            return max(START_PACKETS * self.packet_bytes, self._burst * self.min_rtt)
+        if self.phase is Phase.START:
             known = max(self._burst, self.bandwidth)
             return max(START_PACKETS * self.packet_bytes, known * self.min_rtt * 2 * _START_GAIN)
         seconds = self.min_rtt + self.rtt_spread + _LATENESS_S
@@ -170,7 +174,7 @@ class Pacer:
         self._lost_in_step += lost
         clock = self._unwrap(clock)
         if self.phase is Phase.START:
-            self._spread(now, clock, received, sent_at)
+            self._spread(now, clock, received, acked, lost, sent_at)
         sample = self._sample(clock, received, limited, sent_at)
         if sample is not None:
             self._learn(*sample)
@@ -200,7 +204,9 @@ class Pacer:
         self._clock_seen = max(self._clock_seen, clock + self._clock_high)
         return clock + self._clock_high
 
-    def _spread(self, now: float, clock: float, received: int, sent_at: float | None) -> None:
+    def _spread(
+        self, now: float, clock: float, received: int, acked: int, lost: int, sent_at: float | None
+    ) -> None:
         """Look at how far apart the packets of a burst arrive.
 
         However short the time, the link is at least that fast: no need to grow up to there. And where they arrive much
@@ -210,10 +216,11 @@ class Pacer:
         if last is None or sent_at is None or last.sent_at is None:
             return
         span, count = clock - last.clock, received - last.received
-        if span < _LEAST_SPREAD_S or count < _LEAST_TRAIN * self.packet_bytes:
+        if span < _LEAST_SPREAD_S or acked < 2 or acked + lost < _LEAST_TRAIN:
             return
         self._burst = max(self._burst, count / span)
-        if span >= 2 * (sent_at - last.sent_at) and self._burst > self.bandwidth:
+        drawn_out = span >= 2 * (sent_at - last.sent_at)
+        if (drawn_out or lost > _FLOODED * acked) and self._burst > self.bandwidth:
             self._rates.clear()
             self._rates.append((self._round, self._burst))
             self.phase, self._step, self._step_ends = Phase.CRUISE, 0, now + self._step_seconds
