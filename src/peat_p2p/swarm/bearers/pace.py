@@ -204,9 +204,7 @@ class Pacer:
         self._clock_seen = max(self._clock_seen, clock + self._clock_high)
         return clock + self._clock_high
 
-    def _spread(
-        self, now: float, clock: float, received: int, acked: int, lost: int, sent_at: float | None
-    ) -> None:
+    def _spread(self, now: float, clock: float, received: int, acked: int, lost: int, sent_at: float | None) -> None:
         """Look at how far apart the packets of a burst arrive.
 
         However short the time, the link is at least that fast: no need to grow up to there. And where they arrive much
