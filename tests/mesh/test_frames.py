@@ -14,6 +14,7 @@ from peat_p2p.mesh.effects import Apply, End, MoveCursor
 from peat_p2p.mesh.frames import (
     Ack,
     Batch,
+    Express,
     FrameError,
     Goodbye,
     Hello,
@@ -56,6 +57,12 @@ FRAMES = st.one_of(
     st.builds(Pong, SEQ, HEADS),
     st.builds(Goodbye, st.sampled_from(Reason), TEXT),
     st.builds(Want, KLASS, st.just(1), NODES),
+    st.builds(
+        Express,
+        st.integers(1, 65535),
+        st.binary(min_size=8, max_size=8),
+        st.binary(min_size=16, max_size=16),
+    ),
     st.builds(Listing, KLASS, st.just(1), NODES, st.lists(st.tuples(SEQ, st.tuples(SEQ, SEQ, SEQ))).map(tuple)),
 )
 
@@ -103,6 +110,9 @@ def test_a_bomb_is_refused() -> None:
         pb.Want(klass=1, depth=4, nodes=[0]),
         pb.Summary(klass=1, depth=1, nodes=[0], digests=b"123"),
         pb.Listing(klass=1, depth=1, nodes=[0], fingerprints=bytes(8), versions=[1, 2]),
+        pb.Express(port=0, id=bytes(8), key=bytes(16)),
+        pb.Express(port=70000, id=bytes(8), key=bytes(16)),
+        pb.Express(port=7400, id=bytes(8), key=b"short"),
     ],
 )
 def test_frames_out_of_bounds_are_refused(frame: object) -> None:

@@ -183,7 +183,7 @@ def test_what_a_peer_may_name_is_bounded() -> None:
             break
     assert core.ended is not None
     assert core.ended.reason is Reason.PROTOCOL
-    assert sum(map(len, core._owed)) <= 2 * 65536
+    assert sum(map(len, core._reach._owed)) <= 2 * 65536
 
 
 @pytest.mark.parametrize("frame", [Want(1, 0, (0,)), Ping(1)])

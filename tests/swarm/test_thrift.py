@@ -33,6 +33,27 @@ def test_every_chunk_is_exactly_one_agents() -> None:
     assert all(25 <= len(share) <= 75 for share in shares)
 
 
+def test_a_large_crowd_agrees_too_and_when_one_goes_only_its_chunks_move() -> None:
+    names = [f"agent-{number}" for number in range(500)]
+    digests = [hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(8_000)]
+
+    def share(name: str, others: list[str]) -> set[int]:
+        thrift = Thrift(name, digests)
+        thrift.observe(0.0, others, {})
+        return thrift.mine(1.0, range(len(digests)), set())
+
+    some = names[::100]
+    before = {name: share(name, names) for name in some}
+    assert all(len(mine) < 3 * len(digests) / len(names) for mine in before.values())
+    assert sum(map(len, before.values())) == len(set().union(*before.values()))
+    fewer = names[1:]
+    taken = set().union(*(share(name, fewer) for name in fewer[:10])) - set().union(
+        *(share(name, names) for name in fewer[:10])
+    )
+    assert taken <= before[names[0]]
+    assert all(share(name, fewer) >= before[name] for name in some[1:])
+
+
 def test_when_one_goes_only_its_chunks_move() -> None:
     made = agreement()
     before = {name: thrift.mine(1.0, ALL, set()) for name, thrift in made.items()}

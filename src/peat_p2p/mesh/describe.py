@@ -5,9 +5,33 @@ Owns the words for the state of a link. Decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 from peat_p2p.mesh.dial import Target
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.types import PeerState
+
+
+def describe_all(
+    targets: Iterable[Target],
+    links: Mapping[str, Session],
+    names: Mapping[str, tuple[str, str]],
+    site_of: Callable[[str], str | None],
+    *,
+    active: bool,
+) -> list[PeerState]:
+    """The states of all peers that are wanted or linked. `names`: node id and site of those that were linked."""
+    wanted = {target.endpoint_id: target for target in targets}
+    return [
+        describe(
+            peer,
+            target=wanted.get(peer),
+            link=links.get(peer),
+            name=names.get(peer) or ("", site_of(peer) or ""),
+            active=active,
+        )
+        for peer in sorted(wanted.keys() | links.keys())
+    ]
 
 
 def describe(

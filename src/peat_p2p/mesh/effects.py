@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peat_p2p.mesh.frames import Hello, Reason
+from peat_p2p.mesh.frames import Express, Hello, Reason
 from peat_p2p.mesh.ports import Key, Update
 
 
@@ -16,6 +16,20 @@ class Send:
     """Write these bytes to the peer."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The peer takes copies of urgent batches there."""
+
+    express: Express
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Send this record as a datagram too, if the peer takes them."""
+
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +85,4 @@ class CaughtUp:
     """Everything the peer held when it last told its heads is durable here."""
 
 
-Effect = Send | Greeted | Apply | MoveCursor | Forget | Rejected | CaughtUp | End
+Effect = Send | Offered | Ahead | Greeted | Apply | MoveCursor | Forget | Rejected | CaughtUp | End

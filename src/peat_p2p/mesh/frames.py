@@ -8,7 +8,7 @@ frame means.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -27,6 +27,7 @@ MAX_NODES = 64
 FANOUT = 16
 LEAF_DEPTH = 3
 DIGEST = 8
+EXPRESS_ID, EXPRESS_KEY = 8, 16
 _MAX_KEY = 2048
 _PACK_ABOVE = 200
 
@@ -66,6 +67,7 @@ class Hello:
     optional: bool = False
     holds_epoch: bytes = b""
     holds: Heads = ()
+    express: bool = False
     version: int = VERSION
 
 
@@ -170,7 +172,16 @@ class Listing:
     parts: tuple[tuple[int, Version], ...]
 
 
-Frame = Hello | Resume | Batch | Ack | Ping | Pong | Goodbye | Summary | Want | Listing | Purged
+@dataclass(frozen=True, slots=True)
+class Express:
+    """Where the sender also takes urgent batches as datagrams: a UDP port, and what they are named and sealed with."""
+
+    port: int
+    id: bytes
+    key: bytes = field(repr=False)
+
+
+Frame = Hello | Resume | Batch | Ack | Ping | Pong | Goodbye | Summary | Want | Listing | Purged | Express
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -316,8 +327,11 @@ def _encode_body(frame: Frame) -> bytes:
                     optional=frame.optional,
                     holds_epoch=frame.holds_epoch,
                     holds=_heads(frame.holds),
+                    express=frame.express,
                 ),
             )
+        case Express():
+            kind = Oneof(field="express", value=pb.Express(port=frame.port, id=frame.id, key=frame.key))
     return pb.Frame(kind=kind).to_binary()
 
 
@@ -347,8 +361,15 @@ def _read_hello(message: pb.Hello) -> Hello:
         optional=message.optional,
         holds_epoch=message.holds_epoch,
         holds=_read_heads(message.holds),
+        express=message.express,
         version=message.version,
     )
+
+
+def _read_express(message: pb.Express) -> Express:
+    _check(0 < message.port < 65536, "express to no port")
+    _check(len(message.id) == EXPRESS_ID and len(message.key) == EXPRESS_KEY, "express of a wrong length")
+    return Express(message.port, message.id, message.key)
 
 
 def _read_batch(message: pb.Batch) -> Batch:
@@ -461,6 +482,7 @@ _DECODERS: dict[str, Callable[..., Frame]] = {
     "goodbye": _read_goodbye,
     "summary": _read_summary,
     "purged": _read_purged,
+    "express": _read_express,
     "want": _read_want,
     "listing": _read_listing,
 }

@@ -14,12 +14,25 @@ from dataclasses import dataclass, replace
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.documents.types import Outcome, Verdict
-from peat_p2p.mesh.effects import Apply, CaughtUp, Effect, End, Forget, Greeted, MoveCursor, Rejected, Send
+from peat_p2p.mesh.copies import Copies
+from peat_p2p.mesh.effects import (
+    Ahead,
+    Apply,
+    CaughtUp,
+    Effect,
+    End,
+    Forget,
+    Greeted,
+    MoveCursor,
+    Offered,
+    Rejected,
+    Send,
+)
 from peat_p2p.mesh.frames import (
-    CLASSES,
     DIGEST,
     Ack,
     Batch,
+    Express,
     Frame,
     FrameError,
     Goodbye,
@@ -39,6 +52,7 @@ from peat_p2p.mesh.frames import (
 from peat_p2p.mesh.lanes import Lane, Linger, Outbox
 from peat_p2p.mesh.pace import Pacer, Patience
 from peat_p2p.mesh.ports import Key, Store, Update
+from peat_p2p.mesh.reach import Reach
 from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree, fingerprint_of
 
 HELLO_WITHIN = 10.0
@@ -47,7 +61,6 @@ DEAD_AFTER = 13.0
 _HEADS_EVERY = 5.0
 _MAX_KEYS = 65536
 _MAX_RESENDS = 4
-_MAX_OWED = 65536
 # An honest node compares four trees with at most 70 questions each; what else it says follows what is sent to it.
 _QUESTIONS = (1024.0, 16.0)
 _FRAMES = (20_000.0, 2_000.0)
@@ -77,6 +90,7 @@ class LinkCore:
         now: float,
         budget: float | None = None,
         linger: Linger | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self._store = store
         self._hello = hello
@@ -87,9 +101,9 @@ class LinkCore:
         self.outbox = Outbox(store, peer_id, linger or Linger())
         self.peer: Hello | None = None
         self.ended: End | None = None
+        self.copies = copies or Copies(store)
         self._resumed = False
         self._claimed: dict[int, int] = {}
-        self._caught_up = False
         self._effects: list[Effect] = []
         self._began = now
         self._heard = now
@@ -102,9 +116,7 @@ class LinkCore:
         self._keys: list[Key | int] = []
         self._resent: dict[Key, int] = {}
         self._applying: _Applying | None = None
-        self._owed: list[set[Key | int]] = [set() for _ in CLASSES]
-        self._reached = [-1 for _ in CLASSES]
-        self._whole: set[int] = set()
+        self._reach = Reach()
         self._questions = Patience(*_QUESTIONS, now)
         self._frames = Patience(*_FRAMES, now)
 
@@ -158,7 +170,10 @@ class LinkCore:
         if applying is None or applying.batch.number != number:
             raise RuntimeError(f"batch {number} is not being applied")
         self._applying = None
-        self._settle(applying, outcomes, now)
+        try:
+            self._settle(applying, outcomes, now)
+        except FrameError as error:
+            self._end(Reason.PROTOCOL, str(error), fault=True)
         return self._take()
 
     def poll(self, now: float, room: int | None = None) -> list[Effect]:
@@ -168,9 +183,28 @@ class LinkCore:
         """
         if self.ended is None:
             self._check_alive(now)
-        if self.ended is None and self._resumed and (room is None or room > 0):
-            self._fill(now, room)
+        if self.ended is None and self._resumed:
+            offer = self.copies.offer(self.peer, self.pacer.round_trip)
+            if offer is not None:
+                self._send(offer)
+            if room is None or room > 0:
+                self._fill(now, room)
         return self._take()
+
+    def copied(self, record: bytes, now: float) -> list[tuple[Key, Update]]:
+        """A datagram brought a copy of an urgent batch: what is to be applied now. Report it `heard`.
+
+        The batch itself follows on the link and is what counts, so nothing is wrong with a copy that cannot be used.
+        """
+        if not self._resumed or self.ended is not None or not self._frames.take(now):
+            return []
+        return self.copies.read(record)
+
+    def heard(self, parts: Sequence[tuple[Key, Update]], outcomes: Sequence[Outcome]) -> None:
+        """What `copied` told is applied, with these outcomes."""
+        for (key, update), outcome in zip(parts, outcomes, strict=True):
+            if outcome.verdict in (Verdict.APPLIED, Verdict.STALE):
+                self._heard_of(key, update)
 
     def purged(self, floors: Sequence[tuple[Key, int]]) -> list[Effect]:
         """Parts were forgotten here on the word of another peer: pass it on."""
@@ -240,6 +274,9 @@ class LinkCore:
                 self._take_listing(frame)
             case Purged():
                 self._effects.append(Forget(tuple((self._store.decode_key(k), floor) for k, floor in frame.floors)))
+            case Express():
+                self.copies.wanted = True
+                self._effects.append(Offered(frame))
             case Hello():
                 raise FrameError("a second hello")
 
@@ -281,9 +318,7 @@ class LinkCore:
         for ref, body in batch.items:
             key = self._keys[ref]
             if isinstance(key, int):
-                if len(self._owed[batch.klass]) >= _MAX_OWED:
-                    raise FrameError("too many parts of unknown names")
-                self._owed[batch.klass].add(key)
+                self._reach.owe(batch.klass, key)
                 unknown.append(ref)
             elif body:
                 refs.append(ref)
@@ -302,14 +337,11 @@ class LinkCore:
 
     def _pay(self, klass: int, key: Key) -> None:
         """The part that was owed has come, or never will."""
-        owed = self._owed[klass]
-        if owed:
-            owed.discard(key)
-            owed.discard(fingerprint_of(self._store.encode_key(key)))
+        if self._reach.owes(klass):
+            self._reach.pay(klass, key, fingerprint_of(self._store.encode_key(key)))
 
     def _settle(self, applying: _Applying, outcomes: Sequence[Outcome], now: float) -> None:
         batch = applying.batch
-        owed = self._owed[batch.klass]
         need_full = list(applying.unknown)
         need_certificate: list[int] = []
         purged: list[tuple[int, int]] = []
@@ -319,11 +351,11 @@ class LinkCore:
                 raise RuntimeError("an update of an unknown part was applied")
             match outcome.verdict:
                 case Verdict.NEED_FULL:
-                    owed.add(key)
+                    self._reach.owe(batch.klass, key)
                     need_full.append(ref)
                     continue
                 case Verdict.NEED_CERTIFICATE:
-                    owed.add(key)
+                    self._reach.owe(batch.klass, key)
                     need_certificate.append(ref)
                     continue
                 case Verdict.PURGED:
@@ -333,10 +365,7 @@ class LinkCore:
                 case Verdict.APPLIED | Verdict.STALE:
                     self._heard_of(key, update)
             self._pay(batch.klass, key)
-        if batch.through is not None:
-            self._reach(batch.klass, batch.through, whole=not batch.more)
-        else:
-            self._reach(batch.klass, self._reached[batch.klass], whole=False)
+        self._move(batch.klass, batch.through, whole=not batch.more)
         heads: Heads = ()
         if now - self._heads_at >= _HEADS_EVERY:
             heads = self._heads()
@@ -402,21 +431,16 @@ class LinkCore:
 
     def _move_heads(self, heads: Heads) -> None:
         for klass, seq in heads:
-            self._reach(klass, seq, whole=True)
+            self._move(klass, seq, whole=True)
 
-    def _reach(self, klass: int, seq: int, *, whole: bool) -> None:
-        """The peer says that with all it sent we have everything up to `seq`; true once nothing is owed.
-
-        `whole`: that was all the peer held, not a step on the way.
-        """
-        self._reached[klass] = max(self._reached[klass], seq)
-        if whole:
-            self._whole.add(klass)
-        if seq >= 0 and not self._owed[klass] and self.peer is not None:
-            self._effects.append(MoveCursor(self.peer.epoch, klass, self._reached[klass]))
-            if not self._caught_up and len(self._whole) == len(CLASSES) and not any(self._owed):
-                self._caught_up = True
-                self._effects.append(CaughtUp())
+    def _move(self, klass: int, seq: int | None, *, whole: bool) -> None:
+        """The peer says that with all it sent we have everything up to `seq`."""
+        reached = self._reach.move(klass, seq, whole=whole)
+        if reached is None or self.peer is None:
+            return
+        self._effects.append(MoveCursor(self.peer.epoch, klass, reached))
+        if self._reach.take_caught_up():
+            self._effects.append(CaughtUp())
 
     # -- what goes out -----------------------------------------------------------------------------------------------
 
@@ -437,6 +461,9 @@ class LinkCore:
             data = encode_frame(batch)
             self.pacer.sent(len(data), now, batch.number)
             self._effects.append(Send(data))
+            if lane.klass == 0:
+                copies = self.copies.make((self.outbox.key_of(ref), body) for ref, body in batch.items)
+                self._effects += map(Ahead, copies)
             if room is not None:
                 room -= len(data)
 

@@ -50,6 +50,11 @@ class Pacer:
         """Bytes of batches sent and not acknowledged."""
         return self._in_flight_bytes
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back as far as is known, queues included; a way may have become longer lately."""
+        return max(self._base or 0.0, self.rtt or 0.0)
+
     def batch_limit(self) -> int:
         """How large the next batch may be: large enough to share the cost of a commit, two on their way at a time."""
         limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 2))

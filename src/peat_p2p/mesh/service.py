@@ -22,10 +22,12 @@ from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, U
 from peat_p2p.core.netwatch import watch_network
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
-from peat_p2p.mesh.describe import describe
+from peat_p2p.mesh.copies import Copies
+from peat_p2p.mesh.describe import describe_all
 from peat_p2p.mesh.dial import STABLE_AFTER, Dialer, Source, Target
 from peat_p2p.mesh.discovery import Found, announce, local_addresses
 from peat_p2p.mesh.door import Door
+from peat_p2p.mesh.express import ExpressSocket
 from peat_p2p.mesh.frames import CLASSES, Hello, Reason
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours, read_addresses
@@ -98,6 +100,7 @@ class Mesh:
         self._address = config.listen
         self._past: dict[str, tuple[float, float]] = {}
         self._names: dict[str, tuple[str, str]] = {}
+        self._express = ExpressSocket()
         self._door = Door(credentials, config, clock, lambda: self._neighbours.revoked)
 
     @classmethod
@@ -177,17 +180,8 @@ class Mesh:
 
     def peers(self) -> list[PeerState]:
         """Every peer that is wanted or linked."""
-        targets = {target.endpoint_id: target for target in self._dialer.targets()}
-        return [
-            describe(
-                peer,
-                target=targets.get(peer),
-                link=self._links.get(peer),
-                name=self._names.get(peer) or ("", self._neighbours.site_of(peer) or ""),
-                active=self._active,
-            )
-            for peer in sorted(targets.keys() | self._links.keys())
-        ]
+        targets, site_of = self._dialer.targets(), self._neighbours.site_of
+        return describe_all(targets, self._links, self._names, site_of, active=self._active)
 
     async def start_sync(self) -> None:
         """Make links again after `stop_sync`, to every peer known, at once."""
@@ -230,6 +224,7 @@ class Mesh:
             raise UnavailableError(f"the mesh cannot listen on {listen}: {error.strerror or error}") from error
         host, port = server.sockets[0].getsockname()[:2]
         self._address = HostPort(host if listen.host != "localhost" else listen.host, port)
+        self._express = await ExpressSocket.open(HostPort(host, port))
         now = self._clock.monotonic()
         for peer in self._config.peers:
             if peer.endpoint_id != self._credentials.identity.endpoint_id:
@@ -252,6 +247,7 @@ class Mesh:
                         await self._quiet.wait()
             for task in list(self._tasks):
                 task.cancel()
+            self._express.close()
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task = self._group.create_task(work, name=name)
@@ -392,10 +388,12 @@ class Mesh:
             dialled=dialled,
             now=self._clock.monotonic(),
             budget=self._budget,
+            copies=Copies(self._store, self._config.long_way),
         )
         if identity.endpoint_id in self._past:
             core.pacer.window = self._past[identity.endpoint_id][1]
-        session = Session(core, stream, self._sink, identity, self._clock, self._admit, self._relay, dialled=dialled)
+        hooks = self._admit, self._relay, self._express
+        session = Session(core, stream, self._sink, identity, self._clock, *hooks, dialled=dialled)
         session.optional = optional
         self._speaking.add(session)
         try:
@@ -437,6 +435,7 @@ class Mesh:
             optional=optional,
             holds_epoch=epoch,
             holds=tuple(sorted(cursors.items())),
+            express=self._express.works,
         )
 
     def _addresses(self) -> tuple[HostPort, ...]:

@@ -14,7 +14,20 @@ from typing import Protocol
 
 from peat_p2p.core.clock import Clock
 from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
-from peat_p2p.mesh.effects import Apply, CaughtUp, Effect, End, Forget, Greeted, MoveCursor, Rejected, Send
+from peat_p2p.mesh.effects import (
+    Ahead,
+    Apply,
+    CaughtUp,
+    Effect,
+    End,
+    Forget,
+    Greeted,
+    MoveCursor,
+    Offered,
+    Rejected,
+    Send,
+)
+from peat_p2p.mesh.express import ExpressSocket, Outlet
 from peat_p2p.mesh.frames import FrameError, Hello, Reason, RecordReader
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.tls import TlsStream
@@ -27,6 +40,7 @@ _READ_AHEAD = 1024 * 1024
 _ROOM_S, _LEAST_ROOM, _FIRST_ROOM = 0.1, 1024, 8 * 1024
 _MOST_BACKLOG = 64 * 1024
 _SHARED = 1024
+_MOST_COPIES = 64
 
 
 class Sink(Protocol):
@@ -57,7 +71,7 @@ class Session:
     """Runs one link until it ends.
 
     `admit` is asked once the peer has said hello; an answer other than None refuses. `relay` is given what was
-    forgotten here on the peer's word.
+    forgotten here on the peer's word. `express` carries copies of urgent batches.
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class Session:
         clock: Clock,
         admit: Callable[[Session], tuple[Reason, str] | None],
         relay: Callable[[Session, Sequence[tuple[PartKey, int]]], None],
+        express: ExpressSocket,
         *,
         dialled: bool,
     ) -> None:
@@ -82,6 +97,9 @@ class Session:
         self._clock = clock
         self._admit = admit
         self._relay = relay
+        self._express = express
+        self._outlet: Outlet | None = None
+        self._copies: asyncio.Queue[bytes] = asyncio.Queue(_MOST_COPIES)
         self._wake = asyncio.Event()
         self._reader = RecordReader()
         self._out = bytearray()
@@ -100,6 +118,12 @@ class Session:
         """What the peer said of itself."""
         return self.core.peer
 
+    def _copied(self, record: bytes) -> None:
+        """A datagram brought a copy of an urgent batch."""
+        self.stream.bytes_received += len(record)
+        if not self._copies.full():
+            self._copies.put_nowait(record)
+
     def wake(self) -> None:
         """The replica changed."""
         self._wake.set()
@@ -115,17 +139,22 @@ class Session:
 
     async def run(self) -> End:
         """Speak until the link ends; returns why. Raises RefusedError or UnavailableError from the stream."""
+        inlet = self._express.inlet(self._copied)
+        self.core.copies.express = None if inlet is None else inlet.offer
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(), name=f"mesh read {self.identity.node_id}")
                 handling = group.create_task(self._handle(), name=f"mesh handle {self.identity.node_id}")
                 draining = group.create_task(self._drain(), name=f"mesh drain {self.identity.node_id}")
+                copying = group.create_task(self._take_copies(), name=f"mesh copies {self.identity.node_id}")
                 await self._perform(self.core.start())
                 await self._tick()
-                for task in (reading, handling, draining):
+                for task in (reading, handling, draining, copying):
                     task.cancel()
         except ExceptionGroup as errors:  # of one or two: the first tells why
             raise errors.exceptions[0] from None
+        finally:
+            self._express.shut(inlet)
         ended = self.core.ended
         if ended is None:
             raise RuntimeError("the link's clock stopped before the link ended")
@@ -196,6 +225,12 @@ class Session:
             self._clogged.clear()
             self._wake.set()
 
+    async def _take_copies(self) -> None:
+        while self.core.ended is None:
+            parts = self.core.copied(await self._copies.get(), self._clock.monotonic())
+            if parts:
+                self.core.heard(parts, await self._sink.apply([update for _, update in parts], self.peer))
+
     def _over(self, end: End) -> None:
         if self.core.ended is None:
             self.core.ended = end
@@ -217,6 +252,13 @@ class Session:
                     if len(self._out) + len(effect.data) > _SHARED:
                         self._write()
                     self._out += effect.data
+                case Offered():
+                    self._outlet = self._express.outlet(self.stream.peer_host, effect.express)
+                case Ahead():
+                    if self._outlet is not None:
+                        size = self._outlet.send(effect.record)
+                        self.stream.bytes_sent += size
+                        self.core.pacer.charge(size)
                 case Greeted():
                     refusal = self._admit(self)
                     if refusal is not None:

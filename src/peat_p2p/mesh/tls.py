@@ -94,6 +94,11 @@ class TlsStream:
         return self._tls
 
     @property
+    def peer_host(self) -> str:
+        """The address of the other end."""
+        return str(self._writer.get_extra_info("peername")[0])
+
+    @property
     def session(self) -> ssl.SSLSession | None:
         """What lets the calling side resume; complete once something was received."""
         return self._tls.session

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from peat_p2p.core.address import HostPort, PeerAddress
 
+LONG_WAY = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
@@ -18,6 +20,7 @@ class MeshConfig:
     link allows. Links within a named site are not limited by it.
     `advertise`: addresses told to others in place of those found on this machine. `topology`: whether to link with
     members learned from documents and multicast, as the topology plans; else only configured peers are dialled.
+    `long_way`: seconds there and back from which on urgent batches are sent as datagrams too.
     """
 
     listen: HostPort
@@ -29,6 +32,7 @@ class MeshConfig:
     connect_timeout: float = 10.0
     handshake_timeout: float = 15.0
     topology: bool = True
+    long_way: float = LONG_WAY
 
 
 @dataclass(frozen=True, slots=True)

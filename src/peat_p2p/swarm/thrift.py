@@ -1,7 +1,8 @@
 """Crossing a thin link once: which agent of a site fetches which chunk from outside.
 
 Owns the agreement. Agents of a site never talk about it: each computes it from whom it sees fetching at its site, by
-rendezvous hashing of chunk and member, and gets the same answer when it sees the same members. Rule: every missing
+rendezvous hashing of chunk and member, and gets the same answer when it sees the same members; in a large crowd, where
+that is too much work, by consistent hashing on a ring. Rule: every missing
 chunk is always somebody's, and in the end mine: a member that goes or stands still loses its chunks to the next in the
 chunk's own order. Two agents that see different members may fetch a chunk twice; none waits for ever. Pure: time is
 an argument. Must not know torrents or documents.
@@ -9,15 +10,18 @@ an argument. Must not know torrents or documents.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 GRACE_S = 6.0
 MIN_PATIENCE_S = 5.0
 _PATIENCE_CHUNKS = 4.0
 _REMEMBERED = 4
-_MOST_RANKED = 32
+_MOST_RANKED = 32  # members that are weighed for every chunk; more of them stand on a ring
+_POINTS = 32  # of each member on a ring: shares differ by about a fifth
 
 
 @dataclass(slots=True)
@@ -145,10 +149,25 @@ class Thrift:
         if owners is None:
             while len(self._owners) >= _REMEMBERED:
                 del self._owners[next(iter(self._owners))]
-            owners = self._owners[key] = [
-                max(key, key=lambda name: (_weight(name, digest), name)) for digest in self.digests
-            ]
+            owners = self._owners[key] = (
+                _on_a_ring(key, self.digests)
+                if len(key) > _MOST_RANKED
+                else [max(key, key=lambda name: (_weight(name, digest), name)) for digest in self.digests]
+            )
         return owners
+
+
+def _on_a_ring(members: Collection[str], digests: Iterable[bytes]) -> list[str]:
+    """Whose each chunk is by consistent hashing (Karger and others, 1997): that of the first point after it."""
+    ring = sorted((point, name) for name in members for point in _points(name))
+    places = [point for point, _ in ring]
+    return [ring[bisect_right(places, digest[:8]) % len(ring)][1] for digest in digests]
+
+
+@lru_cache(maxsize=8192)
+def _points(name: str) -> tuple[bytes, ...]:
+    hashes = b"".join(blake2b(name.encode(), person=bytes([number])).digest() for number in range(_POINTS // 8))
+    return tuple(hashes[at : at + 8] for at in range(0, len(hashes), 8))
 
 
 def _weight(name: str, digest: bytes) -> bytes:

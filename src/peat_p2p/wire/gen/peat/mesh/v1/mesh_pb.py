@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from protobuf import DescFile, Oneof
 
 
-_FrameFields: TypeAlias = Literal["hello", "batch", "ack", "ping", "pong", "goodbye", "summary", "want", "listing", "resume", "purged"]
+_FrameFields: TypeAlias = Literal["hello", "batch", "ack", "ping", "pong", "goodbye", "summary", "want", "listing", "resume", "purged", "express"]
 
 class Frame(Message[_FrameFields]):
     """
@@ -40,13 +40,13 @@ class Frame(Message[_FrameFields]):
         def __init__(
             self,
             *,
-            kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | Oneof[Literal["purged"], Purged] | None = None,
+            kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | Oneof[Literal["purged"], Purged] | Oneof[Literal["express"], Express] | None = None,
         ) -> None:
             pass
 
-        kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | Oneof[Literal["purged"], Purged] | None
+        kind: Oneof[Literal["hello"], Hello] | Oneof[Literal["batch"], Batch] | Oneof[Literal["ack"], Ack] | Oneof[Literal["ping"], Ping] | Oneof[Literal["pong"], Pong] | Oneof[Literal["goodbye"], Goodbye] | Oneof[Literal["summary"], Summary] | Oneof[Literal["want"], Want] | Oneof[Literal["listing"], Listing] | Oneof[Literal["resume"], Resume] | Oneof[Literal["purged"], Purged] | Oneof[Literal["express"], Express] | None
 
-_HelloFields: TypeAlias = Literal["version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds"]
+_HelloFields: TypeAlias = Literal["version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds", "express"]
 
 class Hello(Message[_HelloFields]):
     """
@@ -100,9 +100,15 @@ class Hello(Message[_HelloFields]):
             ```proto
             repeated peat.mesh.v1.Cursor holds = 8;
             ```
+        express:
+            The sender knows Express frames.
+
+            ```proto
+            bool express = 9;
+            ```
     """
 
-    __slots__ = ("version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds")
+    __slots__ = ("version", "site", "epoch", "addresses", "instance", "optional", "holds_epoch", "holds", "express")
 
     if TYPE_CHECKING:
 
@@ -117,6 +123,7 @@ class Hello(Message[_HelloFields]):
             optional: bool = False,
             holds_epoch: bytes = b"",
             holds: list[Cursor] | None = None,
+            express: bool = False,
         ) -> None:
             pass
 
@@ -128,6 +135,52 @@ class Hello(Message[_HelloFields]):
         optional: bool
         holds_epoch: bytes
         holds: list[Cursor]
+        express: bool
+
+_ExpressFields: TypeAlias = Literal["port", "id", "key"]
+
+class Express(Message[_ExpressFields]):
+    """
+    On a long way: where the sender also takes copies of urgent batches as datagrams, which no lost packet of the link
+    holds up. A datagram is `id`, a counter of 8 bytes, and a record sealed with `key` (AES-GCM; the nonce is the counter
+    behind four zero bytes, `id` is authenticated too): a Batch of number 0 whose refs are its own new_keys, in order. It
+    is applied at once and never acknowledged; the link's own copy follows.
+
+    ```proto
+    message peat.mesh.v1.Express
+    ```
+
+    Attributes:
+        port:
+            ```proto
+            uint32 port = 1;
+            ```
+        id:
+            ```proto
+            bytes id = 2;
+            ```
+        key:
+            ```proto
+            bytes key = 3;
+            ```
+    """
+
+    __slots__ = ("port", "id", "key")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            port: int = 0,
+            id: bytes = b"",
+            key: bytes = b"",
+        ) -> None:
+            pass
+
+        port: int
+        id: bytes
+        key: bytes
 
 _ResumeFields: TypeAlias = Literal["cursors"]
 
@@ -717,11 +770,12 @@ class GoodbyeReason(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\x87\x04\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listing\x12.\n\x06resume\x18\n \x01(\x0b2\x14.peat.mesh.v1.ResumeH\x00R\x06resume\x12.\n\x06purged\x18\x0b \x01(\x0b2\x14.peat.mesh.v1.PurgedH\x00R\x06purgedB\x06\n\x04kind"\xee\x01\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x12\n\x04site\x18\x02 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x03 \x01(\x0cR\x05epoch\x12\x1c\n\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\x05 \x01(\x0cR\x08instance\x12\x1a\n\x08optional\x18\x06 \x01(\x08R\x08optional\x12\x1f\n\x0bholds_epoch\x18\x07 \x01(\x0cR\nholdsEpoch\x12*\n\x05holds\x18\x08 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05holds"8\n\x06Resume\x12.\n\x07cursors\x18\x01 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\x93\x02\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefs\x12\x12\n\x04more\x18\t \x01(\x08R\x04more\x12\x1f\n\x0bpacked_keys\x18\n \x01(\rR\npackedKeysB\n\n\x08_through"\xda\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors\x12\x17\n\x07held_ms\x18\x07 \x01(\rR\x06heldMs"4\n\x06Purged\x12\x12\n\x04keys\x18\x01 \x03(\x0cR\x04keys\x12\x16\n\x06floors\x18\x02 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"b\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12\x18\n\x07current\x18\x03 \x01(\rR\x07current"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"H\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes"e\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests"\x8b\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions*\xf9\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06\x12\x17\n\x13GOODBYE_REASON_BUSY\x10\x07b\x06proto3',
+    b'\n\x17peat/mesh/v1/mesh.proto\x12\x0cpeat.mesh.v1"\xba\x04\n\x05Frame\x12+\n\x05hello\x18\x01 \x01(\x0b2\x13.peat.mesh.v1.HelloH\x00R\x05hello\x12+\n\x05batch\x18\x02 \x01(\x0b2\x13.peat.mesh.v1.BatchH\x00R\x05batch\x12%\n\x03ack\x18\x03 \x01(\x0b2\x11.peat.mesh.v1.AckH\x00R\x03ack\x12(\n\x04ping\x18\x04 \x01(\x0b2\x12.peat.mesh.v1.PingH\x00R\x04ping\x12(\n\x04pong\x18\x05 \x01(\x0b2\x12.peat.mesh.v1.PongH\x00R\x04pong\x121\n\x07goodbye\x18\x06 \x01(\x0b2\x15.peat.mesh.v1.GoodbyeH\x00R\x07goodbye\x121\n\x07summary\x18\x07 \x01(\x0b2\x15.peat.mesh.v1.SummaryH\x00R\x07summary\x12(\n\x04want\x18\x08 \x01(\x0b2\x12.peat.mesh.v1.WantH\x00R\x04want\x121\n\x07listing\x18\t \x01(\x0b2\x15.peat.mesh.v1.ListingH\x00R\x07listing\x12.\n\x06resume\x18\n \x01(\x0b2\x14.peat.mesh.v1.ResumeH\x00R\x06resume\x12.\n\x06purged\x18\x0b \x01(\x0b2\x14.peat.mesh.v1.PurgedH\x00R\x06purged\x121\n\x07express\x18\x0c \x01(\x0b2\x15.peat.mesh.v1.ExpressH\x00R\x07expressB\x06\n\x04kind"\x88\x02\n\x05Hello\x12\x18\n\x07version\x18\x01 \x01(\rR\x07version\x12\x12\n\x04site\x18\x02 \x01(\tR\x04site\x12\x14\n\x05epoch\x18\x03 \x01(\x0cR\x05epoch\x12\x1c\n\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n\x08instance\x18\x05 \x01(\x0cR\x08instance\x12\x1a\n\x08optional\x18\x06 \x01(\x08R\x08optional\x12\x1f\n\x0bholds_epoch\x18\x07 \x01(\x0cR\nholdsEpoch\x12*\n\x05holds\x18\x08 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05holds\x12\x18\n\x07express\x18\t \x01(\x08R\x07express"?\n\x07Express\x12\x12\n\x04port\x18\x01 \x01(\rR\x04port\x12\x0e\n\x02id\x18\x02 \x01(\x0cR\x02id\x12\x10\n\x03key\x18\x03 \x01(\x0cR\x03key"8\n\x06Resume\x12.\n\x07cursors\x18\x01 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x07cursors"0\n\x06Cursor\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x10\n\x03seq\x18\x02 \x01(\x04R\x03seq"\x93\x02\n\x05Batch\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x16\n\x06number\x18\x02 \x01(\rR\x06number\x12\x1d\n\x07through\x18\x03 \x01(\x04H\x00R\x07through\x88\x01\x01\x12\x19\n\x08new_keys\x18\x04 \x03(\x0cR\x07newKeys\x12\x12\n\x04refs\x18\x05 \x03(\rR\x04refs\x12\x16\n\x06bodies\x18\x06 \x03(\x0cR\x06bodies\x12\x16\n\x06packed\x18\x07 \x01(\x0cR\x06packed\x12\x1d\n\nreset_refs\x18\x08 \x01(\x08R\tresetRefs\x12\x12\n\x04more\x18\t \x01(\x08R\x04more\x12\x1f\n\x0bpacked_keys\x18\n \x01(\rR\npackedKeysB\n\n\x08_through"\xda\x01\n\x03Ack\x12\x16\n\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n\tneed_full\x18\x02 \x03(\rR\x08needFull\x12*\n\x05heads\x18\x03 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12)\n\x10need_certificate\x18\x04 \x03(\rR\x0fneedCertificate\x12\x16\n\x06purged\x18\x05 \x03(\rR\x06purged\x12\x16\n\x06floors\x18\x06 \x03(\x04R\x06floors\x12\x17\n\x07held_ms\x18\x07 \x01(\rR\x06heldMs"4\n\x06Purged\x12\x12\n\x04keys\x18\x01 \x03(\x0cR\x04keys\x12\x16\n\x06floors\x18\x02 \x03(\x04R\x06floors"H\n\x04Ping\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads"b\n\x04Pong\x12\x14\n\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12*\n\x05heads\x18\x02 \x03(\x0b2\x14.peat.mesh.v1.CursorR\x05heads\x12\x18\n\x07current\x18\x03 \x01(\rR\x07current"V\n\x07Goodbye\x123\n\x06reason\x18\x01 \x01(\x0e2\x1b.peat.mesh.v1.GoodbyeReasonR\x06reason\x12\x16\n\x06detail\x18\x02 \x01(\tR\x06detail"H\n\x04Want\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes"e\n\x07Summary\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12\x18\n\x07digests\x18\x04 \x01(\x0cR\x07digests"\x8b\x01\n\x07Listing\x12\x14\n\x05klass\x18\x01 \x01(\rR\x05klass\x12\x14\n\x05depth\x18\x02 \x01(\rR\x05depth\x12\x14\n\x05nodes\x18\x03 \x03(\rR\x05nodes\x12"\n\x0cfingerprints\x18\x04 \x01(\x0cR\x0cfingerprints\x12\x1a\n\x08versions\x18\x05 \x03(\x04R\x08versions*\xf9\x01\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GOODBYE_REASON_SHUTDOWN\x10\x01\x12\x1a\n\x16GOODBYE_REASON_STOPPED\x10\x02\x12\x1c\n\x18GOODBYE_REASON_DUPLICATE\x10\x03\x12\x1a\n\x16GOODBYE_REASON_REFUSED\x10\x04\x12\x1b\n\x17GOODBYE_REASON_PROTOCOL\x10\x05\x12\x1f\n\x1bGOODBYE_REASON_DISCONNECTED\x10\x06\x12\x17\n\x13GOODBYE_REASON_BUSY\x10\x07b\x06proto3',
     [],
     {
         "Frame": Frame,
         "Hello": Hello,
+        "Express": Express,
         "Resume": Resume,
         "Cursor": Cursor,
         "Batch": Batch,
