@@ -50,6 +50,14 @@ def test_what_comes_to_be_here_a_moment_after_it_was_looked_for_is_not_withheld(
     assert not watch.look(1.0, {"peer": Look(90_000)}, OWING)
 
 
+def test_what_was_withdrawn_is_not_withheld() -> None:
+    watch = Watch()
+    watch.look(0.0, {"peer": Look(0, OWING)}, set())
+    assert not watch.look(0.5, {"peer": Look(0)}, OWING), "another way was found for them"
+    assert not watch.look(1.0, {"peer": Look(0, OWING)}, set()), "and given up again"
+    assert not watch.look(1.5, {"peer": Look(0, OWING)}, set())
+
+
 def test_a_debt_goes_with_its_connection() -> None:
     watch = Watch()
     watch.look(0.0, {"peer": Look(0, OWING)}, set())

@@ -61,7 +61,9 @@ class Blame:
             )
             for peer in reading.peers
         }
-        for name, why in self._watch.look(now, looks, reading.have).items():
+        # Requests for what is no longer wanted of peers were withdrawn here.
+        settled = torrent.unwanted.union(number for number, held in enumerate(reading.have) if held)
+        for name, why in self._watch.look(now, looks, settled).items():
             peer = next(peer for peer in reading.peers if name == f"{peer.peer} {peer.address}")
             known = next((one for one in candidates if peer_fingerprint(one.endpoint_id) == peer.peer), None)
             log.warning("%s %s", known.agent_id if known else peer.peer, why)

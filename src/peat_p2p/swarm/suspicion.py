@@ -9,7 +9,7 @@ nobody stands still. Bad data is another matter (`blame`). Pure: time is an argu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 WITHHELD = 3  # chunks
@@ -46,9 +46,11 @@ class Watch:
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
 
-    def look(self, now: float, peers: Mapping[str, Look], have: Sequence[bool] | Collection[int]) -> dict[str, str]:
-        """Take a look; `have` holds the numbers of the chunks that are here. Returns who is suspected anew, and why."""
-        here = have if isinstance(have, set | frozenset) else {n for n, held in enumerate(have) if held}
+    def look(self, now: float, peers: Mapping[str, Look], settled: Collection[int]) -> dict[str, str]:
+        """Take a look. Returns who is suspected anew, and why.
+
+        `settled` are chunks that are here or not wanted any more, and so owed by nobody.
+        """
         total = sum(look.received for look in peers.values())
         for name in self._records.keys() - peers.keys():
             del self._records[name]  # what it owed went with the connection
@@ -58,7 +60,7 @@ class Watch:
             if record is None or look.received < record.look.received:
                 record = self._records[name] = _Record(look)
             else:
-                self._debts(record, look, here)
+                self._debts(record, look, settled)
             record.look = look
             if len(record.withheld) >= WITHHELD:
                 found[name] = WITHHOLDS
@@ -69,16 +71,16 @@ class Watch:
         return found
 
     @staticmethod
-    def _debts(record: _Record, look: Look, here: Collection[int]) -> None:
+    def _debts(record: _Record, look: Look, settled: Collection[int]) -> None:
         """Count debts that went away without a byte. One that is paid later is forgiven.
 
         Judged a look later: whether a chunk is here is read a moment before or after who owes it.
         """
         record.withheld.update(piece for piece in record.gone if piece not in look.owes)
-        record.withheld.difference_update(look.gave, here)
+        record.withheld.difference_update(look.gave, settled)
         record.gone = frozenset()
         if not look.choked and not record.look.choked:
-            record.gone = record.look.owes - look.owes - look.gave - record.look.gave
+            record.gone = (record.look.owes - look.owes - look.gave - record.look.gave).difference(settled)
 
     @staticmethod
     def _still(record: _Record, look: Look, now: float, total: int) -> bool:

@@ -52,7 +52,7 @@ class PeerReading:
     rate: int
     outgoing: bool
     pieces: Sequence[bool]
-    choked: bool = False
+    choked: bool = False  # or so silent that libtorrent no longer counts on it
 
     @property
     def connection(self) -> Connection:
@@ -95,6 +95,7 @@ class Torrent:
         self.flushed = asyncio.Event()
         self.events: list[PeerEvent] = []
         self.failure = (0, "")
+        self.unwanted: set[int] = set()
         self._handle = handle
         self._debts: Debts | None = None
 
@@ -164,6 +165,10 @@ class Torrent:
         """Set the priority of some pieces: 0 is not wanted, 4 ordinary, 7 first."""
         if pieces:
             self._handle.prioritize_pieces([(piece, priority) for piece in pieces])
+            if priority:
+                self.unwanted.difference_update(pieces)
+            else:
+                self.unwanted.update(pieces)
 
     def give(self, piece: int, data: bytes) -> None:
         """Hand over a whole piece that came another way; it is checked, written and had like any other."""
@@ -452,7 +457,7 @@ def _peer_reading(peer: lt.peer_info) -> PeerReading:
         rate=peer.payload_down_speed,
         outgoing=bool(peer.flags & lt.peer_info.outgoing_connection),
         pieces=peer.pieces,
-        choked=bool(peer.flags & lt.peer_info.remote_choked),
+        choked=bool(peer.flags & (lt.peer_info.remote_choked | lt.peer_info.snubbed)),
     )
 
 
