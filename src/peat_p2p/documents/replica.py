@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -267,18 +267,12 @@ class Replica:
     async def apply(self, updates: Sequence[Update], source: str, cursors: Sequence[CursorMove] = ()) -> list[Outcome]:
         """Take in what a peer sent; the outcomes in the same order, durable on return together with the cursors."""
         outcomes: list[Outcome] = []
-        turns = [updates[at : at + _UPDATES_PER_TURN] for at in range(0, len(updates), _UPDATES_PER_TURN)]
-        begun = self._open(turns[0]) if turns else ([], [])
-        for number, turn in enumerate(turns):
-            if number:
+        for start in range(0, len(updates), _UPDATES_PER_TURN):
+            if start:
                 await asyncio.sleep(0)
-            opened, checks = begun
-            for check in checks:
-                await check
-            if number + 1 < len(turns):
-                begun = self._open(turns[number + 1])  # checked while these are applied
-            for update, one in zip(turn, opened, strict=True):
-                outcomes.append(self._ledger.apply(update, source, self._clock.wall(), one))
+            some = updates[start : start + _UPDATES_PER_TURN]
+            for update, opened in zip(some, await self._open(some), strict=True):
+                outcomes.append(self._ledger.apply(update, source, self._clock.wall(), opened))
         for cursor in cursors:
             self._ledger.move(cursor)
         # Cursors alone wait for the next commit: losing one costs a repetition, not data.
@@ -362,10 +356,10 @@ class Replica:
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
-    def _open(self, updates: Sequence[Update]) -> tuple[Sequence[Opened | None], list[Awaitable[None]]]:
-        """Read updates, and begin to check their signatures on all processors when there are enough to be worth it."""
+    async def _open(self, updates: Sequence[Update]) -> Sequence[Opened | None]:
+        """Read updates and check their signatures on all processors, when there are enough to be worth it."""
         if len(updates) < _WORTH_THREADS:
-            return [None] * len(updates), []
+            return [None] * len(updates)
         opened = [self._ledger.gate.open(update) for update in updates]
         jobs = [
             (one, update.signature)
@@ -373,11 +367,13 @@ class Replica:
             if one is not None and isinstance(update, PartUpdate)
         ]
         loop = asyncio.get_running_loop()
-        checks: list[Awaitable[None]] = [
+        checks = [
             loop.run_in_executor(self._checkers, check_signatures, self._authority, jobs[first::_CHECKERS])
             for first in range(_CHECKERS)
         ]
-        return opened, checks
+        for check in checks:
+            await check
+        return opened
 
     async def _durable(self) -> None:
         """Wait until what is staged now is committed and seen. Raises what the store raised."""
