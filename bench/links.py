@@ -18,12 +18,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import shutil
 import statistics
-import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +28,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.manners import manners
 from bench.net import Network, pair
 from bench.net.profiles import PROFILES
 from bench.net.selftest import selftest
 from bench.net.shape import Outage
 from bench.net.state import start_time
 from bench.net.topology import Topology
+from bench.ping import Pinger
 from bench.result import Bench, Run, Scenario
 from bench.rivals import RIVALS, Place, Rival, RivalError
 
@@ -144,35 +143,6 @@ def ideal_seconds(profile: str, size: int) -> float:
     return first + schedule.down + whole * (schedule.up + schedule.down) + rest
 
 
-class _Pinger:
-    """A foreground user: a ping from an agent to the holder, before and during the transfer."""
-
-    def __init__(self, net: Network, host: str, target: str, interval: float) -> None:
-        words = ["ping", "-n", "-D", "-i", str(interval), net.address(target)]
-        self._process = net.start(host, words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self._seen: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._read, name="pinger")
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            found = re.match(r"\[([0-9.]+)\].* time=([0-9.]+) ms", line)
-            if found:
-                self._seen.append((float(found[1]), float(found[2])))
-
-    def finish(self, began: float) -> tuple[float | None, float | None, float | None]:
-        self._process.terminate()
-        self._process.wait()
-        self._thread.join()
-        idle = [ms for at, ms in self._seen if at < began]
-        busy = sorted(ms for at, ms in self._seen if at >= began + 1.0)
-        if not idle or len(busy) < 3:
-            return (statistics.median(idle) if idle else None), None, None
-        base = statistics.median(idle)
-        return base, statistics.median(busy) - base, busy[int(len(busy) * 0.95)] - base
-
-
 def measure(case: Case, package: Path, digest: str, rivals: dict[str, type[Rival]]) -> Outcome:
     """One run of one tool in a network of its own."""
     root = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-{case.profile}-{case.tool}-"))
@@ -192,7 +162,7 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
         net.change("link", outage=None)  # setting up is not what is measured
     tool.prepare()
     interval = 1.0 if down.rate < 500e3 or case.profile == "manet" else 0.2
-    pinger = _Pinger(net, place.wanting[0], place.holder, interval) if case.schedule is None else None
+    pinger = Pinger(net, place.wanting[0], place.holder, interval) if case.schedule is None else None
     time.sleep(max(2.0, 5 * interval) if pinger else 0.0)
     if case.schedule is not None:
         up, out, offset = case.schedule.up, case.schedule.down, case.schedule.offset
@@ -459,6 +429,7 @@ BENCH = Bench(
     (
         Scenario("one-agent", "from one holder to one agent", one_agent),
         Scenario("site-of-three", "from one holder to a site of three agents behind one link", site_of_three),
+        Scenario("manners", "what a transfer does to a mesh command and a ping on the same link", manners),
     ),
     _arguments,
 )
