@@ -60,5 +60,10 @@ def test_an_address_that_comes_late_or_changes_is_used_at_once(fleet: Any, tmp_p
             done = edge.transfer("one")
             assert done["verifiedBytes"] == SIZE
             assert done["receivedBytes"] < 1.2 * SIZE
+            move("10.1.0.78", "10.1.0.79")
+            order = edge.send("pull", "--target", "nobody", "--package", "one:1")
+        with net.inside("depot"):
+            # Sooner than a silent link is given up.
+            fleet.until(lambda: order in str(depot.json("commands", "list")), 7, "the mesh uses the new address")
         for node in (edge, depot):
             node.stop()

@@ -113,13 +113,6 @@ def own_networks() -> list[Network]:
     return [interface.network for interface in _interfaces()]
 
 
-def own_addresses() -> frozenset[str]:
-    """The IP addresses of this machine, loopback ones with them."""
-    return frozenset(
-        address.address for addresses in psutil.net_if_addrs().values() for address in addresses if address.netmask
-    )
-
-
 def advertised(bound: HostPort) -> list[HostPort]:
     """The addresses others can try for a socket bound to `bound`: itself, or every interface's for a wildcard."""
     if bound.host not in ("0.0.0.0", "::", ""):  # noqa: S104

@@ -22,7 +22,7 @@ from peat_p2p.agent.deploy import Deployment, Deployments
 from peat_p2p.agent.facts import Facts
 from peat_p2p.agent.journal import CommandJournal
 from peat_p2p.agent.memory import LastKnown
-from peat_p2p.agent.peers import FleetPeers, own_addresses, own_networks
+from peat_p2p.agent.peers import FleetPeers, own_networks
 from peat_p2p.agent.pusher import Sidecar, SidecarLink
 from peat_p2p.agent.reports import Key, ReportBook, next_beat
 from peat_p2p.agent.runner import CommandRunner
@@ -36,7 +36,7 @@ from peat_p2p.content.publish import publish
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError, PeatError, UntrustedError
-from peat_p2p.core.netwatch import watch_network
+from peat_p2p.core.netwatch import OwnAddresses, watch_network
 from peat_p2p.fleet.ids import (
     COMMANDS,
     MANIFESTS,
@@ -90,7 +90,7 @@ class Agent:
             sidecar, self.book, self.view, on_change=self._document_changed, on_connected=self._connected
         )
         self._peers = FleetPeers(self.view, own_networks())
-        self._addresses = own_addresses()
+        self._addresses = OwnAddresses()
         engine.know_sites(self._peers.site_of)
         self.transfers = Transfers(
             engine,
@@ -153,8 +153,7 @@ class Agent:
     def _network_changed(self) -> None:
         log.info("the network changed")
         self._peers.set_networks(own_networks())
-        before, self._addresses = self._addresses, own_addresses()
-        self.engine.network_changed(before - self._addresses)
+        self.engine.network_changed(self._addresses.lost())
         self._tell()
 
     async def _seed_all(self) -> None:

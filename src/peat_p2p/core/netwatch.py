@@ -14,6 +14,8 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
+import psutil
+
 _LOG = logging.getLogger(__name__)
 
 SETTLE_S = 0.3
@@ -32,6 +34,24 @@ _ATTRIBUTE = struct.Struct("=HH")
 _IFA_ADDRESS = 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _LOCAL_TABLE = 255
+
+
+class OwnAddresses:
+    """The IP addresses of this machine, loopback ones with them, and which of them it loses."""
+
+    def __init__(self) -> None:
+        self._known = _own_addresses()
+
+    def lost(self) -> frozenset[str]:
+        """Those that were there at the last call (or at the start) and are not now."""
+        before, self._known = self._known, _own_addresses()
+        return before - self._known
+
+
+def _own_addresses() -> frozenset[str]:
+    return frozenset(
+        address.address for addresses in psutil.net_if_addrs().values() for address in addresses if address.netmask
+    )
 
 
 class Changes:

@@ -22,7 +22,7 @@ from peat_p2p.core.errors import ConfigError, PeatError
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import Change, Document, Lagged, SnapshotComplete
 from peat_p2p.mesh.dial import Dialer, Source, longest_pause
-from peat_p2p.mesh.topology import TIE, Member, Plan, Topology
+from peat_p2p.mesh.topology import Member, Plan, Topology, ties_with
 from peat_p2p.trust.anchor import TrustAnchor
 from peat_p2p.trust.revocation import RevocationSet
 
@@ -34,7 +34,6 @@ _HEARTBEAT = 30.0
 _MISSED = 3.5
 _AVOID_FIRST = 2.0
 _AVOID_SHORTEST = 3.0
-_MAX_TIES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +223,7 @@ def _read(doc_id: str, text: str) -> Known | None:
         fields = json.loads(text)
         addresses = tuple(HostPort.parse(str(address)) for address in fields.get("addresses", [])[:8])
         site, node_id = fields.get("site", ""), fields.get("node_id", "")
-        ties = frozenset(str(peer)[:TIE] for peer in fields.get("peers", [])[:_MAX_TIES])
+        ties = ties_with(map(str, fields.get("peers", [])))
     except (ConfigError, ValueError, AttributeError, TypeError):
         return None
     if not addresses or not isinstance(site, str) or not isinstance(node_id, str):

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from peat_p2p.core.address import HostPort, check_endpoint_id
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, UnavailableError
-from peat_p2p.core.netwatch import watch_network
+from peat_p2p.core.netwatch import OwnAddresses, watch_network
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.copies import Copies
@@ -33,11 +33,11 @@ from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours, read_addresses
 from peat_p2p.mesh.pace import FIRST_WINDOW
 from peat_p2p.mesh.session import Session
-from peat_p2p.mesh.spare import beside, preferred, surplus
+from peat_p2p.mesh.spare import beside, preferred, stranded, surplus
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
 from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.mesh.tls import TlsStream
-from peat_p2p.mesh.topology import MAX_LINKS, TIE, Member, Plan
+from peat_p2p.mesh.topology import MAX_LINKS, Member, Plan, ties_with
 from peat_p2p.mesh.types import MeshConfig, MeshStats, PeerState
 from peat_p2p.mesh.unable import Unable
 from peat_p2p.trust.credentials import NodeCredentials
@@ -47,7 +47,6 @@ _LOG = logging.getLogger(__name__)
 _MAX_ACCEPTING = 64
 _IDLE = 3600.0
 _GOODBYE = 2.0
-_MAX_TIES = 16
 _PLAN_EVERY = 15.0
 _PLAN_AT_MOST_EVERY = 0.5
 _OPTIONAL = frozenset({Source.TOPOLOGY, Source.MDNS})
@@ -74,8 +73,8 @@ class Mesh:
         self._trees = [VersionTree(self._store, klass) for klass in CLASSES]
         self._random = random.Random(os.urandom(16))  # noqa: S311  (jitter)
         self._dialer = Dialer(self._random)
-        ties = frozenset(peer.endpoint_id[:TIE] for peer in config.peers[:_MAX_TIES])
-        self._own = Member(credentials.identity.endpoint_id, config.site, ties)
+        ties, own = ties_with(peer.endpoint_id for peer in config.peers), credentials.identity.endpoint_id
+        self._own = Member(own, config.site, ties)
         self._neighbours = Neighbours(
             replica, credentials.anchor, self._own, clock, self._random, self._members_changed
         )
@@ -95,12 +94,12 @@ class Mesh:
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._past_sent = 0
-        self._past_received = 0
+        self._past_sent = self._past_received = 0
         self._address = config.listen
         self._past: dict[str, tuple[float, float]] = {}
         self._names: dict[str, tuple[str, str]] = {}
         self._express = ExpressSocket()
+        self._own_addresses = OwnAddresses()
         self._door = Door(credentials, config, clock, lambda: self._neighbours.revoked)
 
     @classmethod
@@ -203,6 +202,8 @@ class Mesh:
         """Addresses, links or routes of this machine changed: try every peer at once, and tell where we are now."""
         self._spawn(self._neighbours.announce(self._credentials.identity.node_id, self._addresses()), "mesh announce")
         self._neighbours.network_changed()
+        for link in stranded(self._speaking, self._own_addresses.lost()):
+            link.stream.abort()
         self._dialer.network_changed(self._clock.monotonic())
         self._members_changed()
 
@@ -392,8 +393,8 @@ class Mesh:
         )
         if identity.endpoint_id in self._past:
             core.pacer.window = self._past[identity.endpoint_id][1]
-        hooks = self._admit, self._relay, self._express
-        session = Session(core, stream, self._sink, identity, self._clock, *hooks, dialled=dialled)
+        ours = self._sink, identity, self._clock, self._admit, self._relay, self._express
+        session = Session(core, stream, *ours, dialled=dialled)
         session.optional = optional
         self._speaking.add(session)
         try:

@@ -6,7 +6,7 @@ without a link for it: what replaces a link has stood for a while first. Must no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.topology import MAX_LINKS, Plan
@@ -43,3 +43,8 @@ def beside(session: Session, links: Mapping[str, Session]) -> list[Session]:
     hello = session.hello
     others = [link for peer, link in links.items() if peer != session.peer]
     return [link for link in others if hello is not None and link.hello is not None and link.hello.site == hello.site]
+
+
+def stranded(links: Iterable[Session], lost: Collection[str]) -> list[Session]:
+    """Links from addresses that this machine lost: what is sent there goes nowhere, and no answer comes."""
+    return [link for link in links if link.stream.own_host in lost]

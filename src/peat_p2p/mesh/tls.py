@@ -94,6 +94,11 @@ class TlsStream:
         return self._tls
 
     @property
+    def own_host(self) -> str:
+        """The address of this end."""
+        return str(self._writer.get_extra_info("sockname")[0])
+
+    @property
     def peer_host(self) -> str:
         """The address of the other end."""
         return str(self._writer.get_extra_info("peername")[0])

@@ -18,13 +18,15 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 MAX_LINKS = 8
 """A node with so many links refuses one that the other side only chose by its topology."""
 TIE = 16
+_MAX_TIES = 16
 _COMPLETE_SITE = 4
 _CHORD_FROM = 6
 
@@ -179,3 +181,8 @@ class Topology:
 @lru_cache(maxsize=65536)
 def _rank(member: str, purpose: str) -> bytes:
     return hashlib.blake2b(f"{purpose}/{member}".encode(), digest_size=8).digest()
+
+
+def ties_with(endpoint_ids: Iterable[str]) -> frozenset[str]:
+    """The `ties` of a member that is told to keep links with these."""
+    return frozenset(endpoint_id[:TIE] for endpoint_id in islice(endpoint_ids, _MAX_TIES))
