@@ -77,12 +77,14 @@ async def lan(run: Run) -> None:
                 run.record("rate", size / seconds / MB, unit="MB/s")
                 run.record("cpu_per_gb", (leech.last["cpu"] + seed["cpu"]) / (size / 1e9), unit="s/GB")
             run.at_least("share of the link", share, 0.9, "")
-    for name in () if run.options.no_rivals else ("aria2", "rsync", "transmission", "libtorrent"):
-        await asyncio.to_thread(_rival, run, name, lan_of_two, "seed", ("leech",), size)
+    for name in () if run.options.no_rivals else ("aria2", "rsync", "syncthing", "transmission", "libtorrent"):
+        await asyncio.to_thread(_rival, run, name, lan_of_two, "seed", ("leech",), size, 60 + size / 20e6)
 
 
-def _rival(run: Run, name: str, topology: Topology, holder: str, wanting: Sequence[str], size: int) -> dict[str, Any]:
-    """Run one tool on a network of its own; returns the link's byte counts."""
+def _rival(
+    run: Run, name: str, topology: Topology, holder: str, wanting: Sequence[str], size: int, patience: float
+) -> dict[str, Any]:
+    """Run one tool on a network of its own, for at most `patience` seconds; returns the link's byte counts."""
     kind = RIVALS[name]
     if kind.missing():
         run.note(f"{name} is not installed: {', '.join(kind.missing())}")
@@ -95,7 +97,7 @@ def _rival(run: Run, name: str, topology: Topology, holder: str, wanting: Sequen
             cpu, net_before, begun = rival.seconds_of_cpu(), net.stats(), time.monotonic()
             fetches = {host: rival.begin(host) for host in wanting}
             took: dict[str, float] = {}
-            while len(took) < len(fetches) and time.monotonic() - begun < 600:
+            while len(took) < len(fetches) and time.monotonic() - begun < patience:
                 for host, fetch in fetches.items():
                     if host not in took and fetch.is_done():
                         took[host] = time.monotonic() - begun
@@ -113,6 +115,7 @@ def _rival(run: Run, name: str, topology: Topology, holder: str, wanting: Sequen
     figures = {
         "finished": len(times),
         "of": len(wanting),
+        "patience_s": patience,
         "last_s": round(times[-1], 2) if len(times) == len(wanting) else None,
         "median_s": round(statistics.median(times), 2) if times else None,
         "cpu_per_gb": round(used / (size * len(wanting) / 1e9), 2),
@@ -163,7 +166,7 @@ async def fanout(run: Run) -> None:
         topology = _star(["seed", *names], rate, run.seed)
         # One server gives every agent the whole: eight times as long, so of an eighth, which shows the same ratio.
         part = size // count if rival == "curl" else size
-        found = await asyncio.to_thread(_rival, run, rival, topology, "seed", names, part)
+        found = await asyncio.to_thread(_rival, run, rival, topology, "seed", names, part, 60 + bound * 5)
         for what in ("last", "median") if found else ():
             seconds = found["figures"][f"{what}_s"]
             run.baselines[rival][f"{what} / bound"] = seconds / (bound * part / size) if seconds else None
@@ -208,7 +211,7 @@ async def thrift(run: Run) -> None:
     if not run.options.no_rivals:
         north, south = _SITES["north"], _SITES["south"]
         topology = pair("lte", near=north, far=south, seed=run.seed)
-        naive = await asyncio.to_thread(_rival, run, "libtorrent", topology, "n0", (*north[1:], *south), size)
+        naive = await asyncio.to_thread(_rival, run, "libtorrent", topology, "n0", (*north[1:], *south), size, 600.0)
         if naive:
             crossed = sum(naive["crossed"].values())
             run.baseline("libtorrent", naive["figures"] | {"bytes over the link / novel bytes": crossed / size})
