@@ -23,6 +23,7 @@ from peat_p2p.fleet.ids import REVOCATIONS
 from peat_p2p.mesh.service import Mesh
 from peat_p2p.mesh.types import MeshConfig
 from peat_p2p.sidecar.config import SidecarConfig
+from peat_p2p.sidecar.expiry import watch_expiry
 from peat_p2p.sidecar.feed import Feeds
 from peat_p2p.sidecar.node import NodeService
 from peat_p2p.sidecar.policy import accept
@@ -86,10 +87,12 @@ async def open_sidecar(config: SidecarConfig, clock: Clock | None = None) -> Asy
         )
         if config.tls:
             stack.callback(replica.on_commit(_when_revoked(replica, feeds)))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        expiring = group.create_task(watch_expiry(credentials.identity, credentials.directory, time), name="expiry")
+        stack.callback(expiring.cancel)
         if config.watch_agent:
             agent_id = config.watch_agent_id or credentials.identity.node_id
             watcher = Watcher(config.watch_agent, agent_id, replica, time, interval=config.watch_interval_s)
-            group = await stack.enter_async_context(asyncio.TaskGroup())
             watching = group.create_task(watcher.run(), name="watcher")
             stack.callback(watching.cancel)
         phase = NodePhase.READY
