@@ -42,5 +42,5 @@ async def test_a_sidecar_says_so_when_it_starts(tmp_path: Path, caplog: pytest.L
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             async with open_sidecar(SidecarConfig(node=node)):
-                pass
+                await asyncio.sleep(0.1)
         assert ("expires in 9 days" in caplog.text) is said
