@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bench.net.profiles import PROFILES
 from bench.net.shape import Outage, Pipe, Shape
@@ -82,6 +84,25 @@ def test_a_link_is_filled_whatever_it_loses(shape: Shape, least: float) -> None:
     size = int(shape.rate / 8 * 40)
     seconds = transfer(Imagined(shape), size, 200.0)
     assert size * 8 / (shape.rate * (1 - shape.loss)) / seconds >= least
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rate=st.floats(30e3, 2e6),
+    delay=st.floats(0.001, 0.6),
+    jitter=st.floats(0.0, 0.2),
+    loss=st.floats(0.0, 0.25),
+    queue=st.floats(0.05, 1.0),
+    seed=st.integers(0, 99),
+)
+def test_no_link_is_so_odd_that_a_transfer_stands_still(
+    rate: float, delay: float, jitter: float, loss: float, queue: float, seed: int
+) -> None:
+    shape = Shape(rate=rate, delay=delay, jitter=min(jitter, delay), loss=loss, queue=queue)
+    size = int(rate / 8 * 5)  # five seconds of the link
+    seconds = transfer(Imagined(shape, seed=str(seed)), size, 600.0)
+    # Far from full, as an odd link may be; far from standing still, too.
+    assert seconds < 6 * 5 / (1 - loss) + 60 * (delay + queue)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from enum import Enum
 START_PACKETS = 32
 _BURST_S = 0.02  # in which the first packets leave
 _BURST_GAIN = 1.6
-_LEAST_SPREAD_S = 0.06
+_LEAST_SPREAD_S, _MOST_SPREAD_S = 0.06, 0.5
 _LEAST_TRAIN = 4  # packets
 _FLOODED = 2  # packets lost for each that came: what comes, comes as fast as the link lets it
 MIN_WINDOW_PACKETS = 4
@@ -36,6 +36,8 @@ _SHORT_QUEUE_S = 0.06  # as much as keeps a link busy while a processor is not, 
 _GROWTH = 1.25
 _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
+# So many times the usual deviation of round trips is put down to jitter, and with fewer measured than ENOUGH, so many.
+_DOUBT, _FEW_DOUBT, _ENOUGH_RTTS = 1.5, 3.0, 12
 
 
 class Phase(Enum):
@@ -81,6 +83,8 @@ class Pacer:
         self._step_ends = 0.0
         self._step_rtt = float("inf")
         self._queue = 0.0
+        self._doubt = _DOUBT
+        self._step_rtts = 0
         self._bold = False
         self._before_probe = 0.0
         self._acked_in_step = 0
@@ -116,7 +120,7 @@ class Pacer:
         if self.phase is Phase.DRAIN:
             return self.bandwidth * _DRAIN_GAIN
         gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
-        if self._queue > max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * 1.5):
+        if self._queue > max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * self._doubt):
             # Longer than what jitter and our own probing explain.
             return self.bandwidth * min(gain, 1.0) * _YIELD
         if gain >= 1.0:
@@ -152,6 +156,7 @@ class Pacer:
         while self._rtts[0][0] < now - _RTT_MEMORY_S and len(self._rtts) > 1:
             self._rtts.popleft()
         self._step_rtt = min(self._step_rtt, rtt)
+        self._step_rtts += 1
 
     def on_ack(
         self,
@@ -214,7 +219,8 @@ class Pacer:
         if last is None or sent_at is None or last.sent_at is None:
             return
         span, count = clock - last.clock, received - last.received
-        if span < _LEAST_SPREAD_S or acked < 2 or acked + lost < _LEAST_TRAIN:
+        longest = max(_MOST_SPREAD_S, 1.5 * self.min_rtt)  # in a longer span there is a pause
+        if not _LEAST_SPREAD_S <= span <= longest or acked < 2 or acked + lost < _LEAST_TRAIN:
             return
         self._burst = max(self._burst, count / span)
         drawn_out = span >= 2 * (sent_at - last.sent_at)
@@ -295,10 +301,14 @@ class Pacer:
         if self._step < _QUIET_STEP:
             self._acked_in_step = self._lost_in_step = 0
         elif total >= 30 or (total and self._step == len(_CYCLE) - 1):
-            self.loss += (self._lost_in_step / total - self.loss) * min(0.3, total / 200)
+            weight = min(0.3, total / 200) if self.loss else min(0.8, total / 40)
+            self.loss += (self._lost_in_step / total - self.loss) * weight
             self._acked_in_step = self._lost_in_step = 0
         if self._step_rtt != float("inf"):
             self._queue = max(0.0, self._step_rtt - self.min_rtt)
+            # The least of a few round trips is not yet the way without its queue.
+            self._doubt = _DOUBT if self._step_rtts >= _ENOUGH_RTTS else _FEW_DOUBT
+            self._step_rtts = 0
         self._step_rtt = float("inf")
         if self._step == 2:
             self._bold = self.bandwidth > self._before_probe * 1.05
