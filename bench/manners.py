@@ -81,7 +81,7 @@ def manners(run: Run) -> None:
         late = row["command_busy_s"] / row["command_idle_s"] if row["command_busy_s"] else None
         run.at_most(f"command during a transfer / idle, median, {profile}", late, LATE_BAR, "x")
         run.at_most(f"ping rise, median, {profile}", row["ping_rise_ms"], PING_BAR_MS, "ms")
-    run.record("rows", rows)
+    run.record("by_link", rows)
 
 
 def _on(profile: str, seconds: float, count: int, run: Run) -> dict[str, Any]:
