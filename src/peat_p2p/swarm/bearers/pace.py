@@ -27,12 +27,13 @@ _BOLD_GAIN = 1.3  # after a probe that found more
 _CYCLE = (_PROBE_GAIN, 0.92, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 _QUIET_STEP = 4  # losses seen from here on are not of the probe's making
 _WINDOW_GAIN = 2.0
-_YIELD = 0.95
+_YIELD, _YIELD_MORE, _LONG_QUEUES = 0.95, 0.85, 1.3
 _MAX_COMPENSATED_LOSS = 0.25
 _MIN_SAMPLE_S = 0.1
 _RTT_MEMORY_S = 30.0
 _RATE_MEMORY = 10
-_SHORT_QUEUE_S = 0.06  # as much as keeps a link busy while a processor is not, and as nobody minds who waits behind it
+_START_QUEUE_S = 0.06  # a start that fills more than this has found the link's rate
+_SHORT_QUEUE_S = 0.02  # as much as keeps a link busy while a processor is not, and as nobody minds who waits behind it
 _GROWTH = 1.25
 _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
@@ -120,9 +121,11 @@ class Pacer:
         if self.phase is Phase.DRAIN:
             return self.bandwidth * _DRAIN_GAIN
         gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
-        if self._queue > max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * self._doubt):
-            # Longer than what jitter and our own probing explain.
-            return self.bandwidth * min(gain, 1.0) * _YIELD
+        usual = max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * self._doubt)
+        if self._queue > usual:
+            # Longer than what jitter and our own probing explain. Jitter also makes arrivals look faster than the link
+            # is, so that yielding a little may not be enough to be rid of it.
+            return self.bandwidth * min(gain, 1.0) * (_YIELD if self._queue < _LONG_QUEUES * usual else _YIELD_MORE)
         if gain >= 1.0:
             gain /= 1.0 - min(self.loss, _MAX_COMPENSATED_LOSS)
         return self.bandwidth * gain
@@ -282,7 +285,7 @@ class Pacer:
             self._best, self._stale_rounds = self.bandwidth, 0
         elif not limited:
             self._stale_rounds += 1
-            crowded = crowded or (shortest != float("inf") and shortest > self.min_rtt * 1.25 + _SHORT_QUEUE_S)
+            crowded = crowded or (shortest != float("inf") and shortest > self.min_rtt * 1.25 + _START_QUEUE_S)
         if crowded and not self.bandwidth:
             self._learn(self._latest, False)
             self._refresh()
