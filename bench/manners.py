@@ -93,13 +93,8 @@ def _on(profile: str, seconds: float, count: int, run: Run) -> dict[str, Any]:
         with Network(pair(profile, near=("holder",), far=("agent1",), congestion="cubic")) as net:
             place = Place(net, "holder", ("agent1",), package, Path(folder))
             tool = Peat(place)
-            try:
-                tool.prepare()
-                row = asyncio.run(_measure(tool, place, count, run.say))
-            finally:
-                for process in tool.processes:
-                    process.kill()
-                    process.wait()
+            tool.prepare()
+            row = asyncio.run(_measure(tool, place, count, run.say))
     return {"profile": profile, "bytes": size, **row}
 
 
@@ -119,14 +114,12 @@ async def _measure(tool: Peat, place: Place, count: int, say: Callable[[str], No
         following.cancel()
         with contextlib.suppress(PeatError, asyncio.CancelledError):
             await following
-    say(
-        f"commands idle {statistics.median(idle):.3f} s, during a transfer {statistics.median(busy):.3f} s "
-        f"({len(busy)}), ping +{rise or 0:.0f} ms"
-    )
+    before, during = statistics.median(idle), statistics.median(busy) if busy else None
+    say(f"commands idle {before:.3f} s, during a transfer {during or 0:.3f} s ({len(busy)}), ping +{rise or 0:.0f} ms")
     return {
-        "command_idle_s": statistics.median(idle),
+        "command_idle_s": before,
         "command_idle_spread_s": [min(idle), max(idle)],
-        "command_busy_s": statistics.median(busy) if busy else None,
+        "command_busy_s": during,
         "command_busy_spread_s": [min(busy), max(busy)] if busy else None,
         "commands_busy": len(busy),
         "ping_rise_ms": rise,

@@ -17,10 +17,10 @@ from peat_p2p.mesh.frames import Batch, Express, Hello, encode_frame
 from peat_p2p.mesh.memory import MemoryStore
 
 
-def copies(*, express: bool = True) -> Copies:
+def copies() -> Copies:
     made = Copies(MemoryStore(b"a" * 16), long_way=0.2)
     made.wanted = True
-    made.express = Express(7400, bytes(8), bytes(16)) if express else None
+    made.express = Express(7400, bytes(8), bytes(16))
     return made
 
 

@@ -2,10 +2,10 @@
 
 Owns the agreement. Agents of a site never talk about it: each computes it from whom it sees fetching at its site, by
 rendezvous hashing of chunk and member, and gets the same answer when it sees the same members; in a large crowd, where
-that is too much work, by consistent hashing on a ring. Rule: every missing
-chunk is always somebody's, and in the end mine: a member that goes or stands still loses its chunks to the next in the
-chunk's own order. Two agents that see different members may fetch a chunk twice; none waits for ever. Pure: time is
-an argument. Must not know torrents or documents.
+that is too much work, by consistent hashing on a ring. Rule: every missing chunk is always somebody's, and in the end
+mine: a member that goes or stands still loses its chunks to the next in the chunk's own order. Two agents that see
+different members may fetch a chunk twice; none waits for ever. Pure: time is an argument. Must not know torrents or
+documents.
 """
 
 from __future__ import annotations

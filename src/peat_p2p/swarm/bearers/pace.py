@@ -192,10 +192,7 @@ class Pacer:
             full = in_flight > max(2 * self.bandwidth * self.min_rtt, START_PACKETS * self.packet_bytes)
             self._next_round(now, limited and not (full and self.phase is Phase.START))
         if self.phase is Phase.DRAIN and in_flight <= self.bandwidth * self.min_rtt:
-            self.phase = Phase.CRUISE
-            self._step, self._step_ends = 2, now + self._step_seconds
-            self._acked_in_step = self._lost_in_step = 0
-            self._step_rtt = float("inf")
+            self._cruise(now, 2)
         if self.phase is Phase.CRUISE and now >= self._step_ends:
             self._next_step(now, in_flight)
         self._refresh()
@@ -230,9 +227,7 @@ class Pacer:
         if (drawn_out or lost > _FLOODED * acked) and self._burst > self.bandwidth:
             self._rates.clear()
             self._rates.append((self._round, self._burst))
-            self.phase, self._step, self._step_ends = Phase.CRUISE, 0, now + self._step_seconds
-            self._acked_in_step = self._lost_in_step = 0
-            self._step_rtt = float("inf")
+            self._cruise(now, 0)
         self._refresh()
 
     def _sample(self, clock: float, received: int, limited: bool, sent_at: float | None) -> tuple[float, bool] | None:
@@ -291,6 +286,12 @@ class Pacer:
             self._refresh()
         if self.bandwidth and (self._stale_rounds >= _ROUNDS_WITHOUT_GROWTH or crowded):
             self.phase = Phase.DRAIN
+
+    def _cruise(self, now: float, step: int) -> None:
+        """The link's rate is known: begin to cruise at this step of the cycle."""
+        self.phase, self._step, self._step_ends = Phase.CRUISE, step, now + self._step_seconds
+        self._acked_in_step = self._lost_in_step = 0
+        self._step_rtt = float("inf")
 
     def _next_step(self, now: float, in_flight: int) -> None:
         gain = _CYCLE[self._step]
