@@ -30,6 +30,9 @@ DIGEST = 8
 EXPRESS_ID, EXPRESS_KEY = 8, 16
 _MAX_KEY = 2048
 _PACK_ABOVE = 200
+# Made once: that takes longer than packing a small batch. Frames are made and read in one thread.
+_COMPRESSOR = zstandard.ZstdCompressor(level=3, write_checksum=False)
+_DECOMPRESSOR = zstandard.ZstdDecompressor(max_window_size=MAX_UNPACKED * 2)
 
 
 class FrameError(InvalidInputError):
@@ -267,7 +270,7 @@ def _encode_body(frame: Frame) -> bytes:
             together = [*frame.new_keys, *bodies]
             if sum(map(len, together)) > _PACK_ABOVE:
                 plain = b"".join(_varint(len(one)) + one for one in together)
-                packed = zstandard.ZstdCompressor(level=3, write_checksum=False).compress(plain)
+                packed = _COMPRESSOR.compress(plain)
                 if len(packed) < len(plain):
                     message.packed = packed
                     message.packed_keys = len(frame.new_keys)
@@ -392,7 +395,7 @@ def _unpack(packed: bytes) -> list[bytes]:
     try:
         size = zstandard.frame_content_size(packed)
         _check(0 < size <= MAX_UNPACKED, "packed batch too large")
-        plain = zstandard.ZstdDecompressor(max_window_size=MAX_UNPACKED * 2).decompress(packed, max_output_size=size)
+        plain = _DECOMPRESSOR.decompress(packed, max_output_size=size)
     except (zstandard.ZstdError, MemoryError) as error:
         raise FrameError(f"packed batch cannot be read: {error}") from error
     bodies: list[bytes] = []

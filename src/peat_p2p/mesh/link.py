@@ -461,7 +461,7 @@ class LinkCore:
             data = encode_frame(batch)
             self.pacer.sent(len(data), now, batch.number)
             self._effects.append(Send(data))
-            if lane.klass == 0:
+            if lane.klass == 0 and not self.outbox.due(lane):  # of a backlog, copies would only be in its way
                 copies = self.copies.make((self.outbox.key_of(ref), body) for ref, body in batch.items)
                 self._effects += map(Ahead, copies)
             if room is not None:

@@ -9,9 +9,10 @@ an argument. Must not know what is sent.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 SMALLEST_WINDOW = 4 * 1024
-FIRST_WINDOW = 8 * 1024
+FIRST_WINDOW = 16 * 1024
 URGENT_WINDOW = 128 * 1024
 LARGEST_WINDOW = 2 * 1024 * 1024
 SMALLEST_BATCH = 512
@@ -22,6 +23,20 @@ _QUEUE_DELAY = 0.4
 _HELD = 1.0
 _BASE_MEMORY = 60.0
 _BURST = 1.0
+_FORGETTING = 0.1
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A batch on its way: when it was handed to the socket and since when the socket cannot hold it back any more."""
+
+    number: int
+    size: int
+    handed: float
+    taken: float
+    delivered: int
+    delivered_at: float
+    held_up: bool = False
 
 
 class Pacer:
@@ -32,8 +47,10 @@ class Pacer:
         self.window = float(FIRST_WINDOW)
         self.rtt: float | None = None
         self.rate = 0.0
-        self._in_flight: deque[tuple[int, int, float]] = deque()
+        self._in_flight: deque[_Flight] = deque()
         self._in_flight_bytes = 0
+        self._delivered = 0
+        self._delivered_at = now
         self._slow_start = True
         self._acked_at: float | None = None
         self._busy_rate: float | None = None
@@ -89,8 +106,22 @@ class Pacer:
         if self.budget is not None:
             self._tokens -= size + RECORD_OVERHEAD
         if number is not None:
-            self._in_flight.append((number, size, now))
+            if not self._in_flight:
+                self._delivered_at = now
+            self._in_flight.append(_Flight(number, size, now, now, self._delivered, self._delivered_at))
             self._in_flight_bytes += size
+
+    def held_up(self) -> None:
+        """The socket has not taken the last batch yet: the time it waits there says nothing of the link."""
+        if self._in_flight:
+            self._in_flight[-1].held_up = True
+
+    def taken(self, now: float) -> None:
+        """The socket has taken everything."""
+        for flight in self._in_flight:
+            if flight.held_up:
+                flight.taken, flight.held_up = now, False
+                flight.delivered, flight.delivered_at = self._delivered, self._delivered_at
 
     def charge(self, size: int) -> None:
         """`size` bytes that are no batch went out: they count, and wait for nothing."""
@@ -105,36 +136,46 @@ class Pacer:
     def acked(self, number: int, now: float, held: float = 0.0) -> None:
         """Batches up to `number` are durable at the peer, who had the last of them for `held` seconds."""
         size = 0
-        sent_at = None
-        while self._in_flight and self._in_flight[0][0] <= number:
-            _, one, sent_at = self._in_flight.popleft()
-            size += one
-        if sent_at is None:
+        last = None
+        while self._in_flight and self._in_flight[0].number <= number:
+            last = self._in_flight.popleft()
+            size += last.size
+        if last is None:
             return
         self._in_flight_bytes -= size
+        self._delivered += size
+        self._delivered_at = now
+        self._learn_rate(last, now)
         if self._acked_at is not None and now > self._acked_at:
             # More was on its way all the time, so the link was busy between the two acknowledgements.
             sample = size / (now - self._acked_at)
             self._busy_rate = sample if self._busy_rate is None else 0.7 * self._busy_rate + 0.3 * sample
         self._acked_at = now if self._in_flight else None
-        rtt = max(0.0, now - sent_at - held)
-        if self._probe_at is not None and sent_at > self._probe_at:
+        rtt = max(0.0, now - last.handed - held)
+        if self._probe_at is not None and last.handed > self._probe_at:
             self._probe_at = None
             self._base, self._base_at = rtt, now
-        self._observe(rtt, held, size, now)
+        # Of what the socket has only half taken nobody can tell how long it was on its way.
+        on_way = 0.0 if last.held_up else max(0.0, now - last.taken - held)
+        self._observe(rtt, on_way, held, size, now)
 
-    def _observe(self, rtt: float, held: float, size: int, now: float) -> None:
+    def _learn_rate(self, last: _Flight, now: float) -> None:
+        """What was delivered while the batch was on its way, by the time that took (the estimator of BBR: Cheng et al.,
+        draft-cheng-iccrg-delivery-rate-estimation). Less, when little was sent, says little."""
+        if now > last.delivered_at:
+            sample = (self._delivered - last.delivered) / (now - last.delivered_at)
+            self.rate += (sample - self.rate) * (1.0 if sample > self.rate else _FORGETTING)
+
+    def _observe(self, rtt: float, on_way: float, held: float, size: int, now: float) -> None:
         self.rtt = rtt if self.rtt is None else 0.8 * self.rtt + 0.2 * rtt
-        if rtt > 0:
-            self.rate = max(0.9 * self.rate, size / rtt)
         if self._base is None or rtt <= self._base:
             self._base, self._base_at = rtt, now
         elif now - self._base_at > _BASE_MEMORY and self._probe_at is None:
             # The way may have become longer; a queue of our own must not be taken for it, so let it drain first.
             self._probe_at = now
-        if rtt > self._base + max(_QUEUE_DELAY, 0.5 * self._base) or held > _HELD:
+        if on_way > self._base + max(_QUEUE_DELAY, 0.5 * self._base) or held > _HELD:
             self._slow_start = False
-            if now - self._backed_off_at > rtt + held:
+            if now - self._backed_off_at > on_way + held:
                 fits = self.window if self._busy_rate is None else self._busy_rate * (self._base + _QUEUE_DELAY)
                 self.window = max(SMALLEST_WINDOW, min(self.window * 0.7, fits))
                 self._backed_off_at = now

@@ -223,6 +223,7 @@ class Session:
             await self._clogged.wait()
             await self.stream.drain()
             self._clogged.clear()
+            self.core.pacer.taken(self._clock.monotonic())
             self._wake.set()
 
     async def _take_copies(self) -> None:
@@ -301,3 +302,6 @@ class Session:
         if self._out:
             data, self._out = bytes(self._out), bytearray()
             self.stream.send(data)
+            if self.stream.backlog():
+                self.core.pacer.held_up()
+                self._clogged.set()
