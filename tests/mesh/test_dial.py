@@ -46,7 +46,7 @@ def test_the_pauses_before_a_lost_peer_are_a_small_share_of_the_time_since() -> 
     assert all(pause <= max(LEAST_CEILING, PROLONGED * since) + 0.1 for since, pause in pauses)
     late = [pause for since, pause in pauses if since > LONGEST_RETRY / PROLONGED]
     assert all(LONGEST_RETRY / 2 <= pause <= LONGEST_RETRY for pause in late)
-    assert len(times) < 1000
+    assert len(times) < 3600, "two packets each are what it may cost in two and a half hours"
 
 
 def test_a_new_address_or_a_changed_network_is_tried_at_once() -> None:
@@ -110,7 +110,7 @@ def test_a_peer_lost_a_while_ago_is_tried_within_seconds_and_later_ever_less() -
     assert max(gaps) <= 1.9 + 1.0
     assert target.patience(0.6, now) == 1.9
     assert target.patience(None, now) is None
-    later = 500.0 + 7000.0
+    later = 500.0 + 31_000.0
     assert target.patience(0.6, later) is None
     dialer.failed(PEER, "no answer", later)
     longest = dialer.next_deadline()

@@ -34,9 +34,9 @@ def test_a_copy_tells_every_part_that_a_datagram_holds(size: int, count: int) ->
         encoded = store.encode(key, None, 0)
         assert encoded is not None
         parts.append((key, encoded.body))
-    assert made.make(parts) == [], "nobody asked for them"
+    assert made.make(parts, 0.0) == [], "nobody asked for them"
     made.wanted = True
-    records = made.make(parts)
+    records = made.make(parts, 0.0)
     assert all(len(record) <= MOST_BYTES + 100 for record in records)
     told = [key for record in records for key, _ in made.read(record)]
     taken = len(store.encode_key(parts[0][0])) + len(parts[0][1]) + 8 if parts else 0

@@ -266,3 +266,28 @@ def test_a_link_to_a_node_met_before_sends_in_the_first_answer() -> None:
     assert fleet.now - began < 0.65, "hello there, hello and the order back"
     fleet.run(began + 5, stop=lambda: b.version(b.key(0, "new of the other")) is not None)
     assert fleet.now - began < 0.95
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+def test_who_calls_a_node_met_before_sends_commands_without_waiting_for_its_answer(wiped: bool) -> None:
+    wire = Wire(delay=0.3)
+    fleet = chain(11, "AB", wire)
+    for number in range(40):
+        fleet.nodes["A"].store.put(number % 4, f"x{number}")
+    fleet.changed("A")
+    fleet.run(20)
+    fleet.cut("A", "B")
+    if wiped:
+        fleet.wipe("B")
+    for number in range(400):
+        fleet.put("A", number % 2, f"new{number:03d}")
+    began, before = fleet.now, fleet.bytes["A", "B"]
+    fleet.link("A", "B", wire)
+    fleet.run(began + 0.4)
+    there = {key.doc_id for key in fleet.nodes["B"].store.versions()}
+    assert "new000" in there and "new001" not in there, "the first class alone"
+    assert len([name for name in there if name.startswith("new")]) < 200, "no more than one round of TCP"
+    fleet.run(began + 30)
+    assert same(fleet)
+    once = sum(120 + len(name) for name in fleet.nodes["B"].store.versions()) if wiped else 400 * 130
+    assert fleet.bytes["A", "B"] - before < 1.15 * once + 4000

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Iterator
 
 from peat_p2p.core.errors import InvalidInputError
 from peat_p2p.mesh.frames import Batch, Express, FrameError, Hello, RecordReader, decode_frame, encode_frame
+from peat_p2p.mesh.pace import Patience
 from peat_p2p.mesh.ports import Key, Store, Update
 from peat_p2p.mesh.types import LONG_WAY
 
 MOST_BYTES = 1150  # of keys and bodies in a datagram: no link cuts it up
 _MOST_RECORDS = 4  # a longer batch is a backlog, and nobody waits for its last part
 _PER_ITEM = 8
+# Batches copied at once, and a second in the long run: of a backlog, copies would only be in its way.
+_BATCHES = (8.0, 2.0)
 
 
 class Copies:
@@ -28,6 +31,7 @@ class Copies:
         """Where they may come in here, until the peer is told of it."""
         self.wanted = False
         """Whether the peer has asked for them."""
+        self._batches = Patience(*_BATCHES, 0.0)
 
     def offer(self, peer: Hello | None, round_trip: float) -> Express | None:
         """What to send to a peer that knows it, once the way has turned out to be long; not None once."""
@@ -36,9 +40,9 @@ class Copies:
         express, self.express = self.express, None
         return express if peer.express else None
 
-    def make(self, parts: Iterable[tuple[Key, bytes]]) -> list[bytes]:
+    def make(self, parts: Iterable[tuple[Key, bytes]], now: float) -> list[bytes]:
         """Records with the state of `parts` (key, encoded update), without those that no datagram holds."""
-        if not self.wanted:
+        if not self.wanted or not self._batches.take(now):
             return []
         packed: list[list[tuple[bytes, bytes]]] = []
         room = 0

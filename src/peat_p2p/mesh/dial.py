@@ -16,8 +16,8 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
-LEAST_CEILING = 1.0
-PROLONGED = 0.01  # by how much an outage may last longer for a pause that began before its end
+LEAST_CEILING = 0.4
+PROLONGED = 0.002  # by how much an outage may last longer for a pause that began before its end
 RECENT = 3600.0
 SHORT_CONNECT = 1.9
 STABLE_AFTER = 10.0

@@ -28,7 +28,7 @@ _NEVER = float("-inf")
 class Linger:
     """How long each class waits after its last batch, so that changes share one."""
 
-    seconds: tuple[float, float, float, float] = (0.0, 0.05, 0.25, 1.0)
+    seconds: tuple[float, float, float, float] = (0.05, 0.05, 0.25, 1.0)
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class Outbox:
         self._names: list[Key] = []
         self._peer_has: dict[Key, Version] = {}
         self._number = 0
-        self._reset = False
+        self._blind = False
 
     def peer_has(self, key: Key, version: Version) -> None:
         """The peer is known to have the part at least this new."""
@@ -112,7 +112,7 @@ class Outbox:
 
     def choose(self, now: float, batch: int) -> tuple[Lane, int] | None:
         """Whose turn it is, if any lane is due and has lingered, and how many of `batch` bytes it may send."""
-        ready = [lane for lane in self.lanes if self.due(lane) and self.ready_at(lane) <= now]
+        ready = [lane for lane in self._open() if self.due(lane) and self.ready_at(lane) <= now]
         if not ready:
             return None
         for lane in ready[1:]:
@@ -157,14 +157,14 @@ class Outbox:
             elif other is not lane:
                 other.owed = 0.0
         self._number += 1
-        through = lane.through
+        through = None if self._blind else lane.through
         if through is not None:
             lane.told = through
         return Batch(lane.klass, self._number, tuple(items), tuple(new_keys), through, reset, more=bool(lane.sweep))
 
     def skim(self) -> None:
         """Move every lane past what the peer already has, without sending."""
-        for lane in self.lanes:
+        for lane in self._open():
             while not lane.forced:
                 if lane.sweep:
                     seq, key = lane.sweep[0]
@@ -178,6 +178,21 @@ class Outbox:
                         self._finish(lane)
                 elif not self._begin(lane):
                     break
+
+    def guess(self, held: int) -> None:
+        """The peer has not said yet what it holds: take it to hold what it did last time, in the first class, and send
+        nothing of the others. What is sent meanwhile does not tell the peer how far it is."""
+        self._blind = True
+        self.lanes[0].held = self.lanes[0].base = held
+
+    def know(self) -> None:
+        """The peer has said what it holds."""
+        if self._blind:
+            self._blind = False
+            lane = self.lanes[0]
+            lane.sweep.clear()
+            lane.going = lane.ordered = False
+            lane.target = lane.passed = None
 
     def untold(self) -> list[Lane]:
         """Lanes in which the peer is further than it was told."""
@@ -198,6 +213,9 @@ class Outbox:
         lane.ordered = False
         lane.passed = None
         lane.sweep.extend((0, key) for key in keys)
+
+    def _open(self) -> list[Lane]:
+        return self.lanes[:1] if self._blind else self.lanes
 
     def _next(self, lane: Lane) -> Key | None:
         if lane.forced:

@@ -51,6 +51,7 @@ from peat_p2p.mesh.frames import (
 )
 from peat_p2p.mesh.lanes import Lane, Linger, Outbox
 from peat_p2p.mesh.pace import Pacer, Patience
+from peat_p2p.mesh.past import Past, remember
 from peat_p2p.mesh.ports import Key, Store, Update
 from peat_p2p.mesh.reach import Reach
 from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree, fingerprint_of
@@ -61,6 +62,7 @@ DEAD_AFTER = 13.0
 _HEADS_EVERY = 5.0
 _MAX_KEYS = 65536
 _MAX_RESENDS = 4
+_AHEAD_OF_ANSWER = 12 * 1024  # bytes: with the hello they are what TCP sends in its first round (RFC 6928)
 # An honest node compares four trees with at most 70 questions each; what else it says follows what is sent to it.
 _QUESTIONS = (1024.0, 16.0)
 _FRAMES = (20_000.0, 2_000.0)
@@ -91,13 +93,17 @@ class LinkCore:
         budget: float | None = None,
         linger: Linger | None = None,
         copies: Copies | None = None,
+        past: Past | None = None,
     ) -> None:
         self._store = store
         self._hello = hello
         self._dialled = dialled
         self._trees = trees
         self._ping_after = PING_AFTER if dialled else PING_AFTER + 2.0
+        self._past = past
         self.pacer = Pacer(budget, now)
+        if past is not None:
+            self.pacer.window = past.window
         self.outbox = Outbox(store, peer_id, linger or Linger())
         self.peer: Hello | None = None
         self.ended: End | None = None
@@ -127,7 +133,14 @@ class LinkCore:
         if self._dialled:
             self._claimed = dict(self._hello.holds)
             self._send(self._hello)
+            if self._past is not None and self._past.held:
+                self.outbox.guess(self._past.held)
+                self._fill(self._began, _AHEAD_OF_ANSWER)
         return self._take()
+
+    def past(self) -> Past | None:
+        """What the next link to the peer may begin with."""
+        return remember(self.pacer, self.outbox.lanes[0].base)
 
     def received(self, record: bytes, now: float, arrived: float | None = None) -> list[Effect]:
         """A record came in (`arrived`: it has waited since then to be looked at)."""
@@ -284,6 +297,7 @@ class LinkCore:
         if self._resumed:
             raise FrameError("a second resume")
         self._resumed = True
+        self.outbox.know()
         for lane in self.outbox.lanes:
             cursor = cursors.get(lane.klass)
             if cursor is not None and cursor <= self._store.head(lane.klass):
@@ -461,8 +475,8 @@ class LinkCore:
             data = encode_frame(batch)
             self.pacer.sent(len(data), now, batch.number)
             self._effects.append(Send(data))
-            if lane.klass == 0 and not self.outbox.due(lane):  # of a backlog, copies would only be in its way
-                copies = self.copies.make((self.outbox.key_of(ref), body) for ref, body in batch.items)
+            if lane.klass == 0 and not self.outbox.due(lane):
+                copies = self.copies.make(((self.outbox.key_of(ref), body) for ref, body in batch.items), now)
                 self._effects += map(Ahead, copies)
             if room is not None:
                 room -= len(data)

@@ -31,7 +31,7 @@ from peat_p2p.mesh.express import ExpressSocket
 from peat_p2p.mesh.frames import CLASSES, Hello, Reason
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.neighbours import SIDECARS, Neighbours, read_addresses
-from peat_p2p.mesh.pace import FIRST_WINDOW
+from peat_p2p.mesh.past import Past
 from peat_p2p.mesh.session import Session
 from peat_p2p.mesh.spare import beside, preferred, stranded, surplus
 from peat_p2p.mesh.store import ReplicaSink, ReplicaStore
@@ -96,7 +96,7 @@ class Mesh:
         self._tasks: set[asyncio.Task[None]] = set()
         self._past_sent = self._past_received = 0
         self._address = config.listen
-        self._past: dict[str, tuple[float, float]] = {}
+        self._past: dict[str, Past] = {}
         self._names: dict[str, tuple[str, str]] = {}
         self._express = ExpressSocket()
         self._own_addresses = OwnAddresses()
@@ -315,7 +315,8 @@ class Mesh:
     async def _call(self, target: Target) -> None:
         began = self._clock.monotonic()
         address = target.address()
-        patience = target.patience(self._past.get(target.endpoint_id, (None,))[0], began)
+        past = self._past.get(target.endpoint_id)
+        patience = target.patience(None if past is None else past.round_trip, began)
         try:
             stream, identity = await self._door.call(address, target.endpoint_id, patience)
         except TimeoutError:
@@ -390,9 +391,8 @@ class Mesh:
             now=self._clock.monotonic(),
             budget=self._budget,
             copies=Copies(self._store, self._config.long_way),
+            past=self._past.get(identity.endpoint_id),
         )
-        if identity.endpoint_id in self._past:
-            core.pacer.window = self._past[identity.endpoint_id][1]
         ours = self._sink, identity, self._clock, self._admit, self._relay, self._express
         session = Session(core, stream, *ours, dialled=dialled)
         session.optional = optional
@@ -412,8 +412,8 @@ class Mesh:
             _LOG.exception("the link to %s failed", identity)
             reason = "internal error, see the log"
         finally:
-            if core.pacer.rtt is not None:
-                self._past[identity.endpoint_id] = (core.pacer.rtt, max(FIRST_WINDOW, core.pacer.window / 2))
+            if (past := core.past()) is not None:
+                self._past[identity.endpoint_id] = past
             if dialled:
                 self._door.keep(identity.endpoint_id, stream)
             stream.abort()

@@ -19,6 +19,7 @@ from peat_p2p.mesh.lanes import Linger
 from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.memory import MemoryStore
 from peat_p2p.mesh.pace import RECORD_OVERHEAD
+from peat_p2p.mesh.past import Past
 from peat_p2p.mesh.summary import VersionTree
 
 HANDSHAKE_BYTES = 1400
@@ -46,6 +47,7 @@ class Node:
     trees: list[VersionTree] = field(default_factory=list)
     ends: dict[str, End_] = field(default_factory=dict)
     known: dict[str, bytes] = field(default_factory=dict)
+    past: dict[str, Past] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -98,6 +100,7 @@ class Simulation:
         node = self.nodes[name]
         node.store = MemoryStore(self.random.randbytes(16), whole=self._whole)
         node.trees = [VersionTree(node.store, klass) for klass in range(4)]
+        node.past.clear()
 
     def link(self, first: str, second: str, wire: Wire = Wire()) -> None:
         """Open a link; the first node dials."""
@@ -112,9 +115,9 @@ class Simulation:
     def cut(self, first: str, second: str) -> None:
         """Break a link without a word; what is on its way is lost."""
         for one, other in ((first, second), (second, first)):
-            end = self.nodes[one].ends.pop(other, None)
+            end = self.nodes[one].ends.get(other)
             if end is not None:
-                end.alive = False
+                self._over(end)
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         """Do something at a time."""
@@ -154,10 +157,17 @@ class Simulation:
             now=self.now,
             budget=self._budget,
             linger=self._linger,
+            past=node.past.get(peer.name),
         )
         end = End_(node, peer, core, wire, RecordReader())
         node.ends[peer.name] = end
         return end
+
+    def _over(self, end: End_) -> None:
+        end.alive = False
+        end.node.ends.pop(end.peer.name, None)
+        if (past := end.core.past()) is not None:
+            end.node.past[end.peer.name] = past
 
     def _perform(self, end: End_, effects: list[Effect], *, flush: bool = True) -> None:
         applied = False
@@ -183,8 +193,7 @@ class Simulation:
                     self.rejected.append(effect.reason)
                 case End():
                     self.ended.append((end.node.name, end.peer.name, effect.reason, effect.detail))
-                    end.alive = False
-                    end.node.ends.pop(end.peer.name, None)
+                    self._over(end)
                 case Forget():
                     pass
         if flush:
