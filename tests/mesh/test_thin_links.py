@@ -20,9 +20,10 @@ from peat_p2p.mesh.frames import (
     decode_frame,
     encode_frame,
 )
-from peat_p2p.mesh.link import DEAD_AFTER, LinkCore
+from peat_p2p.mesh.link import LinkCore
 from peat_p2p.mesh.memory import MemoryStore
 from peat_p2p.mesh.pace import LARGEST_WINDOW, URGENT_WINDOW, Pacer
+from peat_p2p.mesh.pulse import DEAD_AFTER
 from peat_p2p.mesh.simulation import Simulation, Wire
 from peat_p2p.mesh.summary import VersionTree
 from peat_p2p.mesh.unable import FIRST_PAUSE, LONGEST_PAUSE, Unable

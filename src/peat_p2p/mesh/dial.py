@@ -16,7 +16,7 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
-LEAST_CEILING = 0.4
+LEAST_CEILING = 0.2
 PROLONGED = 0.002  # by how much an outage may last longer for a pause that began before its end
 RECENT = 3600.0
 SHORT_CONNECT = 1.9

@@ -53,12 +53,10 @@ from peat_p2p.mesh.lanes import Lane, Linger, Outbox
 from peat_p2p.mesh.pace import Pacer, Patience
 from peat_p2p.mesh.past import Past, remember
 from peat_p2p.mesh.ports import Key, Store, Update
+from peat_p2p.mesh.pulse import Pulse, Sign
 from peat_p2p.mesh.reach import Reach
 from peat_p2p.mesh.summary import Repair, UnaskedError, VersionTree, fingerprint_of
 
-HELLO_WITHIN = 10.0
-PING_AFTER = 5.0
-DEAD_AFTER = 13.0
 _HEADS_EVERY = 5.0
 _MAX_KEYS = 65536
 _MAX_RESENDS = 4
@@ -99,7 +97,7 @@ class LinkCore:
         self._hello = hello
         self._dialled = dialled
         self._trees = trees
-        self._ping_after = PING_AFTER if dialled else PING_AFTER + 2.0
+        self._pulse = Pulse(now, dialled=dialled)
         self._past = past
         self.pacer = Pacer(budget, now)
         if past is not None:
@@ -111,12 +109,7 @@ class LinkCore:
         self._resumed = False
         self._claimed: dict[int, int] = {}
         self._effects: list[Effect] = []
-        self._began = now
-        self._heard = now
         self._arrived = now
-        self._pinged = now
-        self._nonce = 0
-        self._asked_at: float | None = now
         self._heads_at = now
         self._flying: dict[int, tuple[Lane, int | None]] = {}
         self._keys: list[Key | int] = []
@@ -135,7 +128,7 @@ class LinkCore:
             self._send(self._hello)
             if self._past is not None and self._past.held:
                 self.outbox.guess(self._past.held)
-                self._fill(self._began, _AHEAD_OF_ANSWER)
+                self._fill(self._pulse.began, _AHEAD_OF_ANSWER)
         return self._take()
 
     def past(self) -> Past | None:
@@ -144,7 +137,7 @@ class LinkCore:
 
     def received(self, record: bytes, now: float, arrived: float | None = None) -> list[Effect]:
         """A record came in (`arrived`: it has waited since then to be looked at)."""
-        self._heard = now
+        self._pulse.heard(now)
         self._arrived = now if arrived is None else arrived
         if self.ended is not None:
             return []
@@ -236,10 +229,8 @@ class LinkCore:
 
     def deadline(self, now: float, *, room: bool = True) -> float:
         """When `poll` must be called at the latest, if nothing else happens. Without `room` no batch can be sent."""
-        if not self._resumed:
-            return self._began + HELLO_WITHIN
-        at = min(self._heard + DEAD_AFTER, max(self._heard, self._pinged) + self._ping_after)
-        due = [lane for lane in self.outbox.lanes if self.outbox.due(lane)] if room else []
+        at = self._pulse.deadline(greeted=self._resumed)
+        due = [lane for lane in self.outbox.lanes if self.outbox.due(lane)] if room and self._resumed else []
         if due and self.pacer.may_send(now, urgent=bool(due[0].klass == 0)):
             at = min(at, *(self.outbox.ready_at(lane) for lane in due))
         elif due and (allowed := self.pacer.next_allowed(now)) is not None:
@@ -272,9 +263,8 @@ class LinkCore:
                 self._send(Pong(frame.nonce, self._heads()))
             case Pong():
                 # The first answers the hello and comes before any batch that was sent after it can be in its way.
-                if frame.nonce == self._nonce and self._asked_at is not None:
-                    self.pacer.unloaded(now - self._asked_at, now)
-                    self._asked_at = None
+                if (round_trip := self._pulse.answered(frame.nonce, now)) is not None:
+                    self.pacer.unloaded(round_trip, now)
                 current = [(klass, seq) for klass, seq in self._claimed.items() if frame.current >> klass & 1]
                 self._move_heads((*current, *frame.heads))
             case Goodbye():
@@ -488,15 +478,12 @@ class LinkCore:
         return tuple((lane.klass, lane.held) for lane in lanes)
 
     def _check_alive(self, now: float) -> None:
-        if not self._resumed:
-            if now - self._began >= HELLO_WITHIN:
-                self._end(Reason.PROTOCOL, f"no hello within {HELLO_WITHIN:.0f} s", fault=True)
-        elif now - self._heard >= DEAD_AFTER:
-            self._end(Reason.UNSPECIFIED, f"silent for {DEAD_AFTER:.0f} s", fault=True)
-        elif now - max(self._heard, self._pinged) >= self._ping_after:
-            self._nonce += 1
-            self._pinged = self._asked_at = now
-            self._send(Ping(self._nonce, self._heads()))
+        sign = self._pulse.check(now, greeted=self._resumed)
+        if sign is Sign.ASK:
+            self._send(Ping(self._pulse.asked(now), self._heads()))
+        elif sign is not Sign.WELL:
+            reason = Reason.PROTOCOL if sign is Sign.NO_HELLO else Reason.UNSPECIFIED
+            self._end(reason, sign.value, fault=True)
 
     def _send(self, frame: Frame) -> None:
         data = encode_frame(frame)
