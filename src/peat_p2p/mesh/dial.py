@@ -16,18 +16,24 @@ from peat_p2p.core.address import HostPort
 
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
-LEAST_CEILING = 0.2
-PROLONGED = 0.002  # by how much an outage may last longer for a pause that began before its end
+LEAST_CEILING, LEAST_CEILING_MUTE = 1.0, 0.2
+# By how much an outage may last longer for a pause that began before its end.
+PROLONGED, PROLONGED_MUTE = 0.01, 0.002
 RECENT = 3600.0
 SHORT_CONNECT = 1.9
+SECOND_PACKET = 0.5  # seconds after the first: the kernel repeats each a second after it was sent
 STABLE_AFTER = 10.0
 
 
-def longest_pause(now: float, lost_at: float | None) -> float:
-    """The most seconds to wait before the next call to a peer, whose link was lost at `lost_at` if there was one."""
+def longest_pause(now: float, lost_at: float | None, *, mute: bool = False) -> float:
+    """The most seconds to wait before the next call to a peer, whose link was lost at `lost_at` if there was one.
+
+    `mute`: nobody answers there, so that the way may be what is gone. A call costs little then, and haste is worth it.
+    """
     if lost_at is None:
         return LONGEST_RETRY
-    return min(LONGEST_RETRY, max(LEAST_CEILING, PROLONGED * (now - lost_at)))
+    least, share = (LEAST_CEILING_MUTE, PROLONGED_MUTE) if mute else (LEAST_CEILING, PROLONGED)
+    return min(LONGEST_RETRY, max(least, share * (now - lost_at)))
 
 
 class Source(StrEnum):
@@ -53,6 +59,7 @@ class Target:
     turn: int = 0
     reason: str = ""
     lost_at: float | None = None
+    mute: bool = False
 
     def lost_lately(self, now: float) -> bool:
         """Whether a link to the peer was lost within the last hour."""
@@ -67,6 +74,12 @@ class Target:
         if round_trip is None or not self.lost_lately(now):
             return None
         return max(SHORT_CONNECT, 1.5 * round_trip)
+
+    def second_packet(self, round_trip: float | None) -> float | None:
+        """After how many seconds to call a second time beside the first, if nobody answers; None: not at all."""
+        if round_trip is None or not self.mute:
+            return None
+        return max(SECOND_PACKET, 1.2 * round_trip)
 
     def address(self) -> HostPort:
         """The address whose turn it is."""
@@ -135,9 +148,10 @@ class Dialer:
             target.busy = True
             target.reason = ""
 
-    def failed(self, endpoint_id: str, reason: str, now: float) -> None:
-        """A call came to nothing."""
+    def failed(self, endpoint_id: str, reason: str, now: float, *, mute: bool = False) -> None:
+        """A call came to nothing; `mute`: nobody answered at all."""
         if (target := self._targets.get(endpoint_id)) is not None:
+            target.mute = mute
             target.turn += 1
             target.reason = reason
             self._back_off(target, now)
@@ -149,6 +163,7 @@ class Dialer:
                 target.failures = 0
                 target.lost_at = now
             target.reason = reason
+            target.mute = False
             self._back_off(target, now)
 
     def network_changed(self, now: float) -> None:
@@ -162,6 +177,8 @@ class Dialer:
 
     def _back_off(self, target: Target, now: float) -> None:
         target.busy = False
-        ceiling = min(longest_pause(now, target.lost_at), FIRST_RETRY * 2.0 ** min(target.failures, 16))
+        ceiling = min(
+            longest_pause(now, target.lost_at, mute=target.mute), FIRST_RETRY * 2.0 ** min(target.failures, 16)
+        )
         target.failures += 1
         target.next_attempt = now + ceiling * self._random.uniform(0.5, 1.0)

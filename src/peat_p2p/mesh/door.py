@@ -27,8 +27,6 @@ from peat_p2p.trust.errors import RevokedError
 from peat_p2p.trust.identity import Identity
 from peat_p2p.trust.revocation import RevocationSet
 
-_SECOND_PACKET_S = 0.5
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,18 +54,22 @@ class Door:
         """Peers that took a call from here and with whom TLS is being spoken."""
 
     async def call(
-        self, address: HostPort, endpoint_id: str, connect_timeout: float | None = None
+        self,
+        address: HostPort,
+        endpoint_id: str,
+        connect_timeout: float | None = None,
+        second_packet: float | None = None,
     ) -> tuple[TlsStream, Identity]:
-        """Connect to the node `endpoint_id` at `address`.
+        """Connect to the node `endpoint_id` at `address`, after `second_packet` seconds by a second attempt too.
 
         Raises UntrustedError if it is another, or not to be trusted; UnavailableError, OSError, TimeoutError if it
         cannot be reached.
         """
         async with asyncio.timeout(min(connect_timeout or 3600.0, self._config.connect_timeout)):
-            if connect_timeout is None:
+            if second_packet is None:
                 reader, writer = await asyncio.open_connection(address.host, address.port)
             else:
-                reader, writer = await _connect_often(address)
+                reader, writer = await _connect_often(address, second_packet)
         session = self._sessions.get(endpoint_id)
         stream = TlsStream(reader, writer, self._client_context, server_side=False, session=session)
         self.opening.add(endpoint_id)
@@ -119,11 +121,9 @@ class Door:
         return identity
 
 
-async def _connect_often(address: HostPort) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect_often(address: HostPort, second_packet: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect where packets were lost lately: two attempts side by side, so that with what the kernel repeats a packet
     goes out every half second, and the end of an outage is not missed for a second."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    return await asyncio.open_connection(
-        sock=await start_connection(found[:1] * 2, happy_eyeballs_delay=_SECOND_PACKET_S)
-    )
+    return await asyncio.open_connection(sock=await start_connection(found[:1] * 2, happy_eyeballs_delay=second_packet))

@@ -313,14 +313,14 @@ class Mesh:
             self._due.clear()
 
     async def _call(self, target: Target) -> None:
-        began = self._clock.monotonic()
-        address = target.address()
+        began, address = self._clock.monotonic(), target.address()
         past = self._past.get(target.endpoint_id)
-        patience = target.patience(None if past is None else past.round_trip, began)
+        trip, mute = None if past is None else past.round_trip, False
+        haste = target.patience(trip, began), target.second_packet(trip)
         try:
-            stream, identity = await self._door.call(address, target.endpoint_id, patience)
+            stream, identity = await self._door.call(address, target.endpoint_id, *haste)
         except TimeoutError:
-            reason = f"{address}: no answer in time"
+            mute, reason = True, f"{address}: no answer in time"
         except OSError as error:
             reason = f"{address}: {error.strerror or error}"
         except PeatError as error:
@@ -335,7 +335,7 @@ class Mesh:
             self._settle(target.endpoint_id, reason, self._clock.monotonic() - began)
             return
         self._calling.discard(target.endpoint_id)
-        self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic())
+        self._dialer.failed(target.endpoint_id, reason, self._clock.monotonic(), mute=mute)
         self._neighbours.failed(target.endpoint_id)
         self._members_changed()
 
