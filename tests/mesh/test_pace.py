@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,8 +62,9 @@ def test_whatever_comes_the_window_stays_in_its_bounds(steps: list[tuple[int, fl
             flying = 0
         assert SMALLEST_WINDOW <= pacer.window <= LARGEST_WINDOW and pacer.in_flight == flying
         assert pacer.rate >= 0 and pacer.round_trip >= 0
-    past = remember(pacer, 7)
+    past = remember(pacer, 7, None)
     assert (past is None) == (pacer.rtt is None) and (past is None or past.held == 7)
+    assert past is None or remember(Pacer(None, 0.0), 9, past) == replace(past, held=9)
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.sampled_from(["heard", "answered", "wrong", "nothing"])), max_size=40))

@@ -194,6 +194,12 @@ class Outbox:
             lane.going = lane.ordered = False
             lane.target = lane.passed = None
 
+    @property
+    def surely_held(self) -> int:
+        """Up to which seq of the first class the peer has all, if nothing is on its way."""
+        lane = self.lanes[0]
+        return lane.held if lane.settled else lane.base
+
     def untold(self) -> list[Lane]:
         """Lanes in which the peer is further than it was told."""
         return [lane for lane in self.lanes if lane.settled and lane.told < lane.held]

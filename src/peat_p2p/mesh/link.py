@@ -133,7 +133,8 @@ class LinkCore:
 
     def past(self) -> Past | None:
         """What the next link to the peer may begin with."""
-        return remember(self.pacer, self.outbox.lanes[0].base)
+        held = self.outbox.surely_held if self._resumed and not self._flying else self.outbox.lanes[0].base
+        return remember(self.pacer, held, self._past)
 
     def received(self, record: bytes, now: float, arrived: float | None = None) -> list[Effect]:
         """A record came in (`arrived`: it has waited since then to be looked at)."""

@@ -6,7 +6,7 @@ which it would wait to hear what the peer holds. Nothing depends on its being tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peat_p2p.mesh.pace import FIRST_WINDOW, Pacer
 
@@ -21,8 +21,8 @@ class Past:
     held: int
 
 
-def remember(pacer: Pacer, held: int) -> Past | None:
-    """What a link that ends leaves; None if nothing was learnt."""
+def remember(pacer: Pacer, held: int, before: Past | None) -> Past | None:
+    """What a link that ends leaves, that began with `before`; None if nothing was ever learnt."""
     if pacer.rtt is None:
-        return None
+        return before and replace(before, held=held)
     return Past(pacer.rtt, max(FIRST_WINDOW, pacer.window / 2), held)
