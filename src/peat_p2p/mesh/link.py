@@ -452,9 +452,10 @@ class LinkCore:
     def _fill(self, now: float, room: int | None) -> None:
         self.outbox.skim()
         while room is None or room > 0:
-            turn = self.outbox.choose(now, self.pacer.batch_limit())
+            urgent = self.outbox.due(self.outbox.lanes[0])
+            turn = self.outbox.choose(now, self.pacer.batch_limit(urgent=urgent))
             # While commands wait, a class that takes its share among them may do what they may.
-            if turn is None or not self.pacer.may_send(now, urgent=self.outbox.due(self.outbox.lanes[0])):
+            if turn is None or not self.pacer.may_send(now, urgent=urgent):
                 return
             lane, limit = turn
             batch = self.outbox.build(lane, limit, now, may_reset=not self._flying)

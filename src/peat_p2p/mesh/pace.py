@@ -16,6 +16,7 @@ FIRST_WINDOW = 16 * 1024
 URGENT_WINDOW = 128 * 1024
 LARGEST_WINDOW = 2 * 1024 * 1024
 SMALLEST_BATCH = 512
+URGENT_BATCH = 16 * 1024
 LARGEST_BATCH = 256 * 1024
 RECORD_OVERHEAD = 22 + 52
 """What a record costs beyond its content: TLS, TCP and IP headers."""
@@ -24,6 +25,7 @@ _HELD = 1.0
 _BASE_MEMORY = 60.0
 _BURST = 1.0
 _FORGETTING = 0.1
+_INSTANT = 1e-4  # seconds: what clocks tell apart
 
 
 @dataclass(slots=True)
@@ -72,9 +74,12 @@ class Pacer:
         """Seconds there and back as far as is known, queues included; a way may have become longer lately."""
         return max(self._base or 0.0, self.rtt or 0.0)
 
-    def batch_limit(self) -> int:
-        """How large the next batch may be: large enough to share the cost of a commit, two on their way at a time."""
-        limit = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 2))
+    def batch_limit(self, *, urgent: bool = False) -> int:
+        """How large the next batch may be: large enough to share the cost of a commit, two on their way at a time.
+
+        An urgent one holds up nothing that is more urgent.
+        """
+        limit = max(URGENT_BATCH if urgent else SMALLEST_BATCH, min(LARGEST_BATCH, int(self.window) // 2))
         if self.budget is not None:
             # On a thin lossy link every packet may hold up all behind it: so few, full ones.
             limit = max(SMALLEST_BATCH, min(limit, int(self.budget * 0.75)))
@@ -148,7 +153,7 @@ class Pacer:
         self._learn_rate(last, now)
         if self._acked_at is not None and now > self._acked_at:
             # More was on its way all the time, so the link was busy between the two acknowledgements.
-            sample = size / (now - self._acked_at)
+            sample = size / max(_INSTANT, now - self._acked_at)
             self._busy_rate = sample if self._busy_rate is None else 0.7 * self._busy_rate + 0.3 * sample
         self._acked_at = now if self._in_flight else None
         rtt = max(0.0, now - last.handed - held)
@@ -162,9 +167,8 @@ class Pacer:
     def _learn_rate(self, last: _Flight, now: float) -> None:
         """What was delivered while the batch was on its way, by the time that took (the estimator of BBR: Cheng et al.,
         draft-cheng-iccrg-delivery-rate-estimation). Less, when little was sent, says little."""
-        if now > last.delivered_at:
-            sample = (self._delivered - last.delivered) / (now - last.delivered_at)
-            self.rate += (sample - self.rate) * (1.0 if sample > self.rate else _FORGETTING)
+        sample = (self._delivered - last.delivered) / max(_INSTANT, now - last.delivered_at)
+        self.rate += (sample - self.rate) * (1.0 if sample > self.rate else _FORGETTING)
 
     def _observe(self, rtt: float, on_way: float, held: float, size: int, now: float) -> None:
         self.rtt = rtt if self.rtt is None else 0.8 * self.rtt + 0.2 * rtt
