@@ -56,7 +56,7 @@ _DOCUMENTS_PER_TURN = 100
 # Checking a signature (a tenth of a millisecond too) lets other threads run. With few, handing over costs more than it
 # brings.
 _CHECKERS = min(os.cpu_count() or 1, 4)
-_WORTH_THREADS = 24
+_WORTH_THREADS = 64
 _TEND_INTERVAL = 3600.0
 
 

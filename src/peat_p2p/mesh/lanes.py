@@ -2,7 +2,7 @@
 
 Owns the sweeps: for each class, the parts that changed here since what the peer holds, each at the place it took when
 it first became due and sent in its newest state, so that under overload every part is refreshed in turn and none waits
-more than two rounds. Owns also whose turn it is: the first class goes first, and each other class is owed a twentieth
+more than two rounds. Owns also whose turn it is: the first class goes first, and each other class is owed a thirtieth
 of what is sent while it waits. Keeps the rule that a part goes to a peer only if the peer is not known to have it as
 new. Must not know frames' bytes or sockets.
 """
@@ -19,7 +19,7 @@ from peat_p2p.mesh.summary import Repair, fingerprint_of
 
 _SWEEP = 8192
 _MAX_REFS = 65536
-_SHARE = 0.05
+_SHARE = 0.03
 _TURN = 1024
 _NEVER = float("-inf")
 
