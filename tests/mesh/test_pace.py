@@ -34,11 +34,26 @@ def test_time_in_the_socket_is_not_taken_for_a_queue_in_the_link(held_up: bool) 
         pacer.sent(10_000, now, number)
         if held_up:
             pacer.held_up()
-            pacer.taken(now + 1.2)
+            pacer.waiting(0, now + 1.2)
         pacer.acked(number, now + 1.8)
         now += 2.0
     assert (pacer.window >= 50_000.0) == held_up
     assert pacer.round_trip >= 0.6
+
+
+def test_a_queue_in_the_link_is_seen_also_when_the_socket_is_never_empty() -> None:
+    pacer = Pacer(None, 0.0)
+    pacer.sent(1000, 0.0, 1)
+    pacer.acked(1, 0.6)
+    pacer.window = 50_000.0
+    for number in range(2, 40):
+        now = float(number)
+        pacer.sent(5000, now, number)
+        pacer.held_up()
+        pacer.waiting(5000, now)  # this one is still there, the one before is on its way
+        if number >= 5:
+            pacer.acked(number - 3, now)
+    assert pacer.window < 25_000.0, "three seconds on a way of 0.6"
 
 
 @given(
@@ -57,7 +72,7 @@ def test_whatever_comes_the_window_stays_in_its_bounds(steps: list[tuple[int, fl
             pacer.held_up()
         now += wait
         if drained:
-            pacer.taken(now)
+            pacer.waiting(0, now)
             pacer.acked(number, now, held)
             flying = 0
         assert SMALLEST_WINDOW <= pacer.window <= LARGEST_WINDOW and pacer.in_flight == flying

@@ -121,12 +121,16 @@ class Pacer:
         if self._in_flight:
             self._in_flight[-1].held_up = True
 
-    def taken(self, now: float) -> None:
-        """The socket has taken everything."""
-        for flight in self._in_flight:
-            if flight.held_up:
+    def waiting(self, backlog: int, now: float) -> None:
+        """Of all that was handed over the socket still has the last `backlog` bytes to take."""
+        later = 0
+        for flight in reversed(self._in_flight):
+            if later >= backlog:
+                if not flight.held_up:
+                    return
                 flight.taken, flight.held_up = now, False
                 flight.delivered, flight.delivered_at = self._delivered, self._delivered_at
+            later += flight.size
 
     def charge(self, size: int) -> None:
         """`size` bytes that are no batch went out: they count, and wait for nothing."""
@@ -160,9 +164,7 @@ class Pacer:
         if self._probe_at is not None and last.handed > self._probe_at:
             self._probe_at = None
             self._base, self._base_at = rtt, now
-        # Of what the socket has only half taken nobody can tell how long it was on its way.
-        on_way = 0.0 if last.held_up else max(0.0, now - last.taken - held)
-        self._observe(rtt, on_way, held, size, now)
+        self._observe(rtt, max(0.0, now - last.taken - held), held, size, now)
 
     def _learn_rate(self, last: _Flight, now: float) -> None:
         """What was delivered while the batch was on its way, by the time that took (the estimator of BBR: Cheng et al.,

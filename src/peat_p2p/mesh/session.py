@@ -212,6 +212,7 @@ class Session:
     def _space(self) -> int:
         """How many bytes may be handed to the socket now, so that what comes to be more urgent is not behind them."""
         backlog = self.stream.backlog()
+        self.core.pacer.waiting(backlog, self._clock.monotonic())
         if backlog:
             self._clogged.set()
         rate = self.core.pacer.rate
@@ -223,7 +224,6 @@ class Session:
             await self._clogged.wait()
             await self.stream.drain()
             self._clogged.clear()
-            self.core.pacer.taken(self._clock.monotonic())
             self._wake.set()
 
     async def _take_copies(self) -> None:
@@ -305,3 +305,5 @@ class Session:
             if self.stream.backlog():
                 self.core.pacer.held_up()
                 self._clogged.set()
+            else:
+                self.core.pacer.waiting(0, self._clock.monotonic())
