@@ -37,8 +37,8 @@ _SHORT_QUEUE_S = 0.02  # as much as keeps a link busy while a processor is not, 
 _GROWTH = 1.25
 _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
-# So many times the usual deviation of round trips is put down to jitter, and with fewer measured than ENOUGH, so many.
-_DOUBT, _FEW_DOUBT, _ENOUGH_RTTS = 1.5, 3.0, 12
+_DOUBT = 1.5  # so many times the usual deviation of round trips is put down to jitter
+_ENOUGH_RTTS = 12  # the least of fewer is not yet the way without its jitter
 
 
 class Phase(Enum):
@@ -82,10 +82,9 @@ class Pacer:
         self._stale_rounds = 0
         self._step = 0
         self._step_ends = 0.0
-        self._step_rtt = float("inf")
+        self._shortest = float("inf")
         self._queue = 0.0
-        self._doubt = _DOUBT
-        self._step_rtts = 0
+        self._looked = 0
         self._bold = False
         self._before_probe = 0.0
         self._acked_in_step = 0
@@ -121,7 +120,7 @@ class Pacer:
         if self.phase is Phase.DRAIN:
             return self.bandwidth * _DRAIN_GAIN
         gain = _BOLD_GAIN if self._step == 0 and self._bold else _CYCLE[self._step]
-        usual = max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * self._doubt)
+        usual = max(_SHORT_QUEUE_S, self.min_rtt * 0.08, self.rtt_spread * _DOUBT)
         if self._queue > usual:
             # Longer than what jitter and our own probing explain. Jitter also makes arrivals look faster than the link
             # is, so that yielding a little may not be enough to be rid of it.
@@ -158,8 +157,8 @@ class Pacer:
         self._rtts.append((now, rtt))
         while self._rtts[0][0] < now - _RTT_MEMORY_S and len(self._rtts) > 1:
             self._rtts.popleft()
-        self._step_rtt = min(self._step_rtt, rtt)
-        self._step_rtts += 1
+        self._shortest = min(self._shortest, rtt)
+        self._looked += 1
 
     def on_ack(
         self,
@@ -272,7 +271,8 @@ class Pacer:
 
     def _grow(self, limited: bool) -> None:
         """A round of the start is over: was it still worth it?"""
-        shortest, self._step_rtt = self._step_rtt, float("inf")
+        shortest = self._shortest
+        self._look_anew()
         lost, total = self._lost_in_step, self._acked_in_step + self._lost_in_step
         self._acked_in_step = self._lost_in_step = 0
         crowded = total >= 40 and lost > total * _CROWDED_LOSS
@@ -291,7 +291,10 @@ class Pacer:
         """The link's rate is known: begin to cruise at this step of the cycle."""
         self.phase, self._step, self._step_ends = Phase.CRUISE, step, now + self._step_seconds
         self._acked_in_step = self._lost_in_step = 0
-        self._step_rtt = float("inf")
+        self._look_anew()
+
+    def _look_anew(self) -> None:
+        self._shortest, self._looked = float("inf"), 0
 
     def _next_step(self, now: float, in_flight: int) -> None:
         gain = _CYCLE[self._step]
@@ -308,12 +311,9 @@ class Pacer:
             weight = min(0.3, total / 200) if self.loss else min(0.8, total / 40)
             self.loss += (self._lost_in_step / total - self.loss) * weight
             self._acked_in_step = self._lost_in_step = 0
-        if self._step_rtt != float("inf"):
-            self._queue = max(0.0, self._step_rtt - self.min_rtt)
-            # The least of a few round trips is not yet the way without its queue.
-            self._doubt = _DOUBT if self._step_rtts >= _ENOUGH_RTTS else _FEW_DOUBT
-            self._step_rtts = 0
-        self._step_rtt = float("inf")
+        if self._looked >= _ENOUGH_RTTS:
+            self._queue = max(0.0, self._shortest - self.min_rtt)
+            self._look_anew()
         if self._step == 2:
             self._bold = self.bandwidth > self._before_probe * 1.05
         self._step = 0 if self._step == 2 and self._bold else (self._step + 1) % len(_CYCLE)
