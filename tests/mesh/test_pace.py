@@ -33,7 +33,7 @@ def test_time_in_the_socket_is_not_taken_for_a_queue_in_the_link(held_up: bool) 
     for number in range(2, 6):
         pacer.sent(10_000, now, number)
         if held_up:
-            pacer.held_up()
+            pacer.waiting(10_000, now)
             pacer.waiting(0, now + 1.2)
         pacer.acked(number, now + 1.8)
         now += 2.0
@@ -49,7 +49,6 @@ def test_a_queue_in_the_link_is_seen_also_when_the_socket_is_never_empty() -> No
     for number in range(2, 40):
         now = float(number)
         pacer.sent(5000, now, number)
-        pacer.held_up()
         pacer.waiting(5000, now)  # this one is still there, the one before is on its way
         if number >= 5:
             pacer.acked(number - 3, now)
@@ -68,8 +67,7 @@ def test_whatever_comes_the_window_stays_in_its_bounds(steps: list[tuple[int, fl
         pacer.sent(size, now, number)
         flying += size
         assert pacer.in_flight == flying
-        if held_up:
-            pacer.held_up()
+        pacer.waiting(size if held_up else 0, now)
         now += wait
         if drained:
             pacer.waiting(0, now)

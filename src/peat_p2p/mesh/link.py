@@ -50,7 +50,7 @@ from peat_p2p.mesh.frames import (
     encode_frame,
 )
 from peat_p2p.mesh.lanes import Lane, Linger, Outbox
-from peat_p2p.mesh.pace import Pacer, Patience
+from peat_p2p.mesh.pace import FIRST_WINDOW, Pacer, Patience
 from peat_p2p.mesh.past import Past, remember
 from peat_p2p.mesh.ports import Key, Store, Update
 from peat_p2p.mesh.pulse import Pulse, Sign
@@ -99,9 +99,7 @@ class LinkCore:
         self._trees = trees
         self._pulse = Pulse(now, dialled=dialled)
         self._past = past
-        self.pacer = Pacer(budget, now)
-        if past is not None:
-            self.pacer.window = past.window
+        self.pacer = Pacer(budget, now, FIRST_WINDOW if past is None else past.window)
         self.outbox = Outbox(store, peer_id, linger or Linger())
         self.peer: Hello | None = None
         self.ended: End | None = None

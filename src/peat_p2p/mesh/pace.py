@@ -38,15 +38,15 @@ class _Flight:
     taken: float
     delivered: int
     delivered_at: float
-    held_up: bool = False
+    held_up: bool = True
 
 
 class Pacer:
     """Window and budget of one link. `budget` is bytes per second, everything counted; None: as the link allows."""
 
-    def __init__(self, budget: float | None, now: float) -> None:
+    def __init__(self, budget: float | None, now: float, window: float = FIRST_WINDOW) -> None:
         self.budget = budget
-        self.window = float(FIRST_WINDOW)
+        self.window = float(window)
         self.rtt: float | None = None
         self.rate = 0.0
         self._in_flight: deque[_Flight] = deque()
@@ -116,13 +116,11 @@ class Pacer:
             self._in_flight.append(_Flight(number, size, now, now, self._delivered, self._delivered_at))
             self._in_flight_bytes += size
 
-    def held_up(self) -> None:
-        """The socket has not taken the last batch yet: the time it waits there says nothing of the link."""
-        if self._in_flight:
-            self._in_flight[-1].held_up = True
-
     def waiting(self, backlog: int, now: float) -> None:
-        """Of all that was handed over the socket still has the last `backlog` bytes to take."""
+        """Of all that was handed over the socket still has the last `backlog` bytes to take.
+
+        The time that a batch waits there says nothing of the link.
+        """
         later = 0
         for flight in reversed(self._in_flight):
             if later >= backlog:

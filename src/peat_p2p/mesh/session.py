@@ -211,12 +211,16 @@ class Session:
 
     def _space(self) -> int:
         """How many bytes may be handed to the socket now, so that what comes to be more urgent is not behind them."""
+        rate = self.core.pacer.rate
+        return (max(_LEAST_ROOM, int(rate * _ROOM_S)) if rate else _FIRST_ROOM) - self._backlog()
+
+    def _backlog(self) -> int:
+        """How many bytes the socket has still to take; the pacer and who waits for it to be empty are told."""
         backlog = self.stream.backlog()
         self.core.pacer.waiting(backlog, self._clock.monotonic())
         if backlog:
             self._clogged.set()
-        rate = self.core.pacer.rate
-        return (max(_LEAST_ROOM, int(rate * _ROOM_S)) if rate else _FIRST_ROOM) - backlog
+        return backlog
 
     async def _drain(self) -> None:
         """Look again when the socket has taken what it was given."""
@@ -302,8 +306,4 @@ class Session:
         if self._out:
             data, self._out = bytes(self._out), bytearray()
             self.stream.send(data)
-            if self.stream.backlog():
-                self.core.pacer.held_up()
-                self._clogged.set()
-            else:
-                self.core.pacer.waiting(0, self._clock.monotonic())
+            self._backlog()
