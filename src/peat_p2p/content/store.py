@@ -156,6 +156,14 @@ class ChunkStore:
         self._enter(self._hash(chunks, bad))
         return bad
 
+    def lay(self, chunk: ChunkRef, data: memoryview) -> None:
+        """Write the content of a chunk where it belongs, to be entered later. Raises OSError."""
+        path = self.chunk_path(chunk.hex)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
+
     def _drop(self, digests: Collection[str]) -> None:
         for digest in digests:
             self.chunk_path(digest).unlink(missing_ok=True)

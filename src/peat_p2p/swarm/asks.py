@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from peat_p2p.core.errors import InvalidInputError
+from peat_p2p.core.errors import InvalidInputError, UnavailableError
 
 FIRST_DEPTH = 256 << 10
 SHORT_PATH_S, SHORT_DEPTH = 0.2, 1 << 20  # no satellite is in between: what is asked for must not hold up the start
@@ -24,6 +24,10 @@ _AHEAD_ROUND_TRIPS = 3.0
 _AHEAD_S = 1.0
 _FIRST_SPAN_S, _RATE_SPAN_S = 0.25, 0.5
 _RATE_MEMORY = 0.4
+
+
+class NotHeldError(UnavailableError):
+    """The peer answered that it does not have what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class SwarmEngine:
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
-            server = MetadataServer(self._seeds, self._given)
+            server = MetadataServer(self._seeds, self._given, self._uncounted)
             self.metadata_address = await self._stack.enter_async_context(
                 server.serve(config.metadata_listen, self._credentials)
             )
@@ -138,6 +138,7 @@ class SwarmEngine:
                 site=config.site,
                 hold=self._hold,
                 throttle=self._taken,
+                uncounted=self._uncounted,
             )
             await self._tasks.__aenter__()
             self._loops.append(self._tasks.create_task(self._seeds.tend(), name="tend seeds"))
@@ -212,6 +213,12 @@ class SwarmEngine:
         inside = last if config.budget.inside else 0
         self._caps.set_whole(_lower(config.download_limit, inside), config.upload_limit)
         self._caps.set_outside(_lower(config.outside_download_limit, last), config.outside_upload_limit)
+
+    def _uncounted(self) -> bool:
+        """Whether bytes may move that no cap and no budget sees."""
+        config = self._config
+        capped = config.download_limit or config.upload_limit
+        return not (capped or config.outside_download_limit or config.outside_upload_limit or config.budget.limits)
 
     async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""

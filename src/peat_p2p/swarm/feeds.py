@@ -1,26 +1,27 @@
-"""Streams of chunks from holders beyond a long link, for one torrent.
+"""Streams of chunks from complete holders, for one torrent.
 
 Over a long link a torrent loses round trips: to join, to shake hands, to be unchoked, and whenever its requests run
-dry. A feed is one request to one complete holder, answered as one stream; what comes is checked against its name and
-handed to the torrent as a finished piece, so that everything else (verification from disk, the account, neighbours,
-seeding) is the torrent's as ever. Rule: what a feed is asked for nobody else is asked for. Must not decide what is
-wanted.
+dry; over a LAN it is the processor that it keeps busy (`direct`). A feed is one request to one complete holder,
+answered as one stream; what comes is checked against its name and handed to the torrent as a finished piece, so that
+everything else (verification from disk, the account, neighbours, seeding) is the torrent's as ever. What comes by a
+direct line is put where it belongs at once: nobody else fetches then, and the torrent is made anew when somebody does.
+Rule: what a feed is asked for nobody else is asked for. Must not decide what is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 
 import aiohttp
 from blake3 import blake3
 
 from peat_p2p.core.errors import InvalidInputError, PeatError, UnavailableError
-from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, runs
+from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, NotHeldError, runs
+from peat_p2p.swarm.direct import Came, DirectLine, NotPutError
 from peat_p2p.swarm.ledger import Connection
-from peat_p2p.swarm.metadata import NotHeldError
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.plan import Decision
 from peat_p2p.swarm.session import peer_fingerprint
@@ -29,6 +30,7 @@ from peat_p2p.swarm.torrents import Torrent
 
 log = logging.getLogger(__name__)
 MOST_PEERS = 2  # holders that are asked at the same time: each costs a connection across the link
+_MOST_NEAR = 8
 TCP_STREAMS = 2  # on leo as full as four, with less work, and fuller than one
 FAST = 3_500_000.0  # bytes per second: beyond, the work that a bearer has with each datagram is felt
 STALL_S = 10.0
@@ -40,11 +42,15 @@ _UNWANTED, _ORDINARY = 0, 4
 
 @dataclass(slots=True)
 class _Feed:
-    """One stream. `straight`: by TCP, not by a bearer. A `retiring` one is asked for nothing more."""
+    """One stream. `straight`: by TCP, not by a bearer; `near`: by a `DirectLine`.
+
+    A `retiring` one is asked for nothing more.
+    """
 
     name: str
     peer: PeerCandidate
     straight: bool
+    near: bool = False
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     last: float = 0.0
@@ -63,6 +69,8 @@ class Feeds:
         self._serial = 0
         self._begun: dict[int, bytearray] = {}  # of chunks that broke off: any holder goes on from there
         self._given: set[int] = set()
+        self._landed: list[int] = []
+        self._torrent_behind = False
         self._received: dict[str, int] = {}
         self._unable: set[str] = set()
         self._paced: set[str] = set()
@@ -102,6 +110,21 @@ class Feeds:
         bad, self._bad = self._bad, []
         return bad
 
+    def take_landed(self) -> list[int]:
+        """Chunks that were put where they belong since the last call, and that the torrent does not know of."""
+        landed, self._landed = self._landed, []
+        return landed
+
+    @property
+    def torrent_behind(self) -> bool:
+        """Whether the torrent does not know of all that is here, and is what goes on alone."""
+        return self._torrent_behind and not any(feed.near for feed in self._feeds.values())
+
+    @property
+    def torrent_knows(self) -> bool:
+        """Whether the torrent had all that came."""
+        return not self._torrent_behind
+
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
     ) -> set[str]:
@@ -115,15 +138,24 @@ class Feeds:
         near.update(peer.site for peer in known if peer.complete)
         near.discard("")
         crowd = any(not peer.complete and peer.site not in near for peer in known)
-        able = [] if crowd else [peer for peer in allowed if peer.complete and not peer.kin and routes.far(peer)]
+        holders = [peer for peer in allowed if peer.complete and not peer.kin and peer.endpoint_id not in self._unable]
+        able = [] if crowd else [peer for peer in holders if routes.far(peer)]
+        if all(peer.complete for peer in known):
+            able += self._beside(holders)
         if not able:
             self.rest()
             return set()
-        return self._steer(able, decision.wanted, decision.first)
+        return self._steer({peer.endpoint_id: peer for peer in able}, decision.wanted, decision.first)
 
-    def _steer(self, peers: Sequence[PeerCandidate], wanted: Collection[int], first: Collection[int]) -> set[str]:
+    def _beside(self, holders: Iterable[PeerCandidate]) -> list[PeerCandidate]:
+        """Those on a short path. A direct line counts no bytes, and where others fetch, too, they share by torrent."""
+        if not self._around.uncounted():
+            return []
+        now, tried = self._around.clock.monotonic(), self._no_tcp_until
+        return [peer for peer in holders if self._around.routes.near(peer) and tried.get(peer.endpoint_id, 0.0) <= now]
+
+    def _steer(self, able: dict[str, PeerCandidate], wanted: Collection[int], first: Collection[int]) -> set[str]:
         now = self._around.clock.monotonic()
-        able = {peer.endpoint_id: peer for peer in peers if peer.endpoint_id not in self._unable}
         self._asks.want(set(wanted) - self._given, first)
         for feed in list(self._feeds.values()):
             if feed.peer.endpoint_id not in able:
@@ -138,8 +170,11 @@ class Feeds:
         if self._asks.waiting:
             fed = {feed.peer.endpoint_id for feed in self._feeds.values()}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
-            for peer in due[: max(0, MOST_PEERS - len(fed))]:
+            far = [peer for peer in due if self._around.routes.far(peer)]
+            for peer in far[: max(0, MOST_PEERS - len(fed))]:
                 self._begin(peer, straight=False)
+            for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
+                self._begin(peer, straight=True, near=True)
             for peer in able.values():
                 self._widen(peer, now)
         for feed in self._feeds.values():
@@ -173,10 +208,10 @@ class Feeds:
         for feed in list(self._feeds.values()):
             self._end(feed)
 
-    def _begin(self, peer: PeerCandidate, *, straight: bool) -> None:
+    def _begin(self, peer: PeerCandidate, *, straight: bool, near: bool = False) -> None:
         now = self._around.clock.monotonic()
         self._serial += 1
-        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, last=now)
+        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, last=now)
         self._feeds[feed.name] = feed
         self._asks.open(feed.name)
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
@@ -194,15 +229,8 @@ class Feeds:
 
     async def _run(self, feed: _Feed) -> None:
         peer, around = feed.peer, self._around
-        infohash = self._torrent.parsed.meta.infohash
         try:
-            async with around.client.chunks(peer, infohash, self._asking(feed), straight=feed.straight) as answer:
-                feed.last = around.clock.monotonic()
-                around.book.succeeded(peer.endpoint_id)
-                if answer.paced:
-                    self._paced.add(peer.endpoint_id)
-                while not feed.retiring or self._asks.owes(feed.name):
-                    await self._take(feed, answer.content)
+            await (self._follow(feed) if feed.near else self._read(feed))
         except NotHeldError:
             self._unable.add(peer.endpoint_id)
         except (PeatError, asyncio.IncompleteReadError) as error:
@@ -215,13 +243,63 @@ class Feeds:
         finally:
             self._close(feed)
 
+    async def _read(self, feed: _Feed) -> None:
+        """Chunks by HTTPS."""
+        peer, around, infohash = feed.peer, self._around, self._torrent.parsed.meta.infohash
+        async with around.client.chunks(peer, infohash, self._asking(feed), straight=feed.straight) as answer:
+            feed.last = around.clock.monotonic()
+            around.book.succeeded(peer.endpoint_id)
+            if answer.paced:
+                self._paced.add(peer.endpoint_id)
+            while not feed.retiring or self._asks.owes(feed.name):
+                await self._take(feed, answer.content)
+
+    async def _follow(self, feed: _Feed) -> None:
+        """Chunks by a direct line."""
+        peer, around, parsed = feed.peer, self._around, self._torrent.parsed
+        line = await around.client.direct(peer, parsed.meta.infohash, parsed.chunks, around.store.lay)
+        asking = self._tasks.create_task(self._ask_line(feed, line), name=f"ask {peer.agent_id}")
+        try:
+            while not feed.retiring or self._asks.owes(feed.name):
+                event = await line.next()
+                feed.last = around.clock.monotonic()
+                if isinstance(event, Came):
+                    self._count(feed, event.count)
+                    around.book.succeeded(peer.endpoint_id)
+                else:
+                    self._owed(feed, event.piece)
+                    self._judge(feed, event.piece, good=event.good, resumed=event.resumed)
+                    self._landed.append(event.piece)
+                    self._torrent_behind = True
+                    self._torrent.wake.set()
+        except NotPutError as error:
+            self._torrent.failure = (error.errno, str(error))
+            self._torrent.wake.set()
+        finally:
+            asking.cancel()
+            line.close()
+            self._begun.update(line.begun)
+
+    async def _ask_line(self, feed: _Feed, line: DirectLine) -> None:
+        async for pieces in self._orders(feed):
+            asks = self._resuming(pieces)
+            begun = {piece: self._begun.pop(piece) for piece in pieces if piece in self._begun}
+            line.ask(b"".join(ask.encode() for ask in asks), len(pieces), begun)
+        if not self._asks.owes(feed.name):
+            line.close()
+
     async def _asking(self, feed: _Feed) -> AsyncIterator[bytes]:
         """What to ask for, as the request's body: it goes on while chunks come."""
+        async for pieces in self._orders(feed):
+            yield b"".join(ask.encode() for ask in self._resuming(pieces))
+
+    async def _orders(self, feed: _Feed) -> AsyncIterator[list[int]]:
+        """The chunks to ask a feed for, ever more."""
         while not feed.retiring:
             pieces = self._asks.next(feed.name, self._around.routes.round_trip(feed.peer))
             if pieces:
                 self._torrent.want(pieces, _UNWANTED)  # of anybody else
-                yield b"".join(ask.encode() for ask in self._resuming(pieces))
+                yield pieces
                 continue
             await feed.wake.wait()
             feed.wake.clear()
@@ -230,12 +308,23 @@ class Feeds:
         begun = [Ask(piece, 1, len(self._begun[piece])) for piece in pieces if piece in self._begun]
         return begun + runs(piece for piece in pieces if piece not in self._begun)
 
+    def _owed(self, feed: _Feed, piece: int) -> None:
+        if not self._asks.owed(feed.name, piece):
+            raise InvalidInputError(f"{feed.peer.agent_id} sends a chunk it was not asked for")
+
+    def _count(self, feed: _Feed, count: int) -> None:
+        """Bytes of chunks came."""
+        endpoint = feed.peer.endpoint_id
+        feed.last = self._around.clock.monotonic()
+        self._received[endpoint] = self._received.get(endpoint, 0) + count
+        if self._asks.got(feed.name, count, feed.last) and self._asks.waiting and not (feed.retiring or feed.near):
+            self._widen(feed.peer, feed.last)
+
     async def _take(self, feed: _Feed, content: aiohttp.StreamReader) -> None:
         """One chunk."""
         piece, length = ANSWER.unpack(await content.readexactly(ANSWER.size))
         peer, around = feed.peer, self._around
-        if not self._asks.owed(feed.name, piece):
-            raise InvalidInputError(f"{peer.agent_id} sends a chunk it was not asked for")
+        self._owed(feed, piece)
         if length == NOT_HELD:
             self._unable.add(peer.endpoint_id)  # not complete after all: the torrent knows how to deal with that
             raise UnavailableError(f"{peer.agent_id} does not hold all of it")
@@ -250,22 +339,23 @@ class Feeds:
                 if not part:
                     raise asyncio.IncompleteReadError(b"", None)
                 data += part
-                feed.last = around.clock.monotonic()
-                self._received[peer.endpoint_id] = self._received.get(peer.endpoint_id, 0) + len(part)
-                if self._asks.got(feed.name, len(part), feed.last) and self._asks.waiting and not feed.retiring:
-                    self._widen(peer, feed.last)
+                self._count(feed, len(part))
                 await around.throttle.take(len(part))
         except BaseException:
             if data:
                 self._begun[piece] = data
             raise
         whole = bytes(data)
-        if blake3(whole).digest() != chunk.digest:
+        self._judge(feed, piece, good=blake3(whole).digest() == chunk.digest, resumed=resumed)
+        self._torrent.give(piece, whole)
+
+    def _judge(self, feed: _Feed, piece: int, *, good: bool, resumed: bool) -> None:
+        """A chunk is here. Raises UnavailableError when it is not what its name says."""
+        if not good:
             if not resumed:
-                self._bad.append((peer, piece))
-                self._unable.add(peer.endpoint_id)
-            raise UnavailableError(f"{peer.agent_id} sent a chunk that is not what its name says")
+                self._bad.append((feed.peer, piece))
+                self._unable.add(feed.peer.endpoint_id)
+            raise UnavailableError(f"{feed.peer.agent_id} sent a chunk that is not what its name says")
         self._asks.settled(feed.name, piece)
         self._given.add(piece)
-        self._torrent.give(piece, whole)
         feed.wake.set()

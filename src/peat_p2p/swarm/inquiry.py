@@ -14,7 +14,8 @@ from typing import Protocol
 
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
-from peat_p2p.swarm.metadata import NotHeldError, Partial
+from peat_p2p.swarm.asks import NotHeldError
+from peat_p2p.swarm.metadata import Partial
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
 from peat_p2p.swarm.plan import whom_to_ask
 from peat_p2p.swarm.revival import Revival

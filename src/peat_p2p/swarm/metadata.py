@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,7 +27,10 @@ from blake3 import blake3
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
+from peat_p2p.swarm.asks import NotHeldError
 from peat_p2p.swarm.chunkserver import PACED_HEADER, chunk_handler
+from peat_p2p.swarm.direct import DirectLine
+from peat_p2p.swarm.directserver import DirectServer, shared_port
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.throttle import Throttle
@@ -81,9 +85,10 @@ class Giver(Protocol):
 class MetadataServer:
     """The HTTPS face of one node."""
 
-    def __init__(self, giver: Giver, throttle: Throttle) -> None:
+    def __init__(self, giver: Giver, throttle: Throttle, uncounted: Callable[[], bool]) -> None:
         self._giver = giver
         self._throttle = throttle
+        self._uncounted = uncounted
 
     @asynccontextmanager
     async def serve(self, listen: HostPort, credentials: NodeCredentials) -> AsyncIterator[HostPort]:
@@ -97,13 +102,16 @@ class MetadataServer:
         app.router.add_post("/peat/v1/chunks/{infohash:[0-9a-f]{64}}", chunk_handler(self._giver, self._throttle))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
+        context, loop = credentials.server_context(), asyncio.get_running_loop()
+
+        async def secure(sock: socket.socket) -> None:
+            assert runner.server is not None
+            await loop.connect_accepted_socket(runner.server, sock, ssl=context)
+
         try:
-            site = web.TCPSite(runner, listen.host, listen.port, ssl_context=credentials.server_context())
-            try:
-                await site.start()
-            except OSError as error:
-                raise UnavailableError(f"metadata cannot be served on {listen}: {error.strerror or error}") from error
-            yield HostPort(listen.host, runner.addresses[0][1])
+            direct = DirectServer(self._giver, context, self._uncounted)
+            async with shared_port(listen, secure, direct) as address:
+                yield address
         finally:
             await runner.cleanup()
 
@@ -164,10 +172,6 @@ async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse
         raise web.HTTPBadRequest(text=str(error)) from error
 
 
-class NotHeldError(UnavailableError):
-    """The peer answered that it does not have what was asked for."""
-
-
 @dataclass(slots=True)
 class Partial:
     """What came of an answer before it broke off, kept so that another try goes on from there."""
@@ -197,6 +201,7 @@ class MetadataClient:
     ) -> None:
         self._routes = routes or Routes()
         self._credentials = credentials
+        self._context = credentials.client_context()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=idle_timeout)
         self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
@@ -206,8 +211,7 @@ class MetadataClient:
         return self
 
     def _new_session(self) -> aiohttp.ClientSession:
-        context = self._credentials.client_context()
-        connector = aiohttp.TCPConnector(ssl=context, limit=64, keepalive_timeout=_KEEP_ALIVE_S)
+        connector = aiohttp.TCPConnector(ssl=self._context, limit=64, keepalive_timeout=_KEEP_ALIVE_S)
         return aiohttp.ClientSession(connector=connector, timeout=self._timeout, read_bufsize=_READ_BUFFER)
 
     async def renew(self) -> None:
@@ -267,6 +271,17 @@ class MetadataClient:
         path = f"/peat/v1/chunks/{infohash}"
         async with self._ask("POST", peer, path, {}, asks, timeout=timeout, straight=straight) as response:
             yield ChunkAnswer(response.content, response.headers.get(PACED_HEADER) == "1")
+
+    async def direct(
+        self,
+        peer: PeerCandidate,
+        infohash: str,
+        chunks: Sequence[ChunkRef],
+        put: Callable[[ChunkRef, memoryview], None],
+    ) -> DirectLine:
+        """A line to a peer on a short path, to ask for a package's chunks; see there. Raises UnavailableError."""
+        address = await self._routes.metadata(peer, straight=True)
+        return DirectLine(address, self._context, infohash, chunks, put, peer.agent_id)
 
     async def _post(self, peer: PeerCandidate, path: str, body: bytes) -> dict[str, Any]:
         async with self._ask("POST", peer, path, {}, body) as response:

@@ -45,6 +45,12 @@ class Routes:
             return False
         return self._paths.far(peer.metadata)
 
+    def near(self, peer: PeerCandidate) -> bool:
+        """Whether a peer is known to be on a short path: a neighbour, or shown to be by its bearer."""
+        if peer.metadata is None:
+            return False
+        return self._near(peer) or (self._paths is not None and self._paths.short(peer.metadata))
+
     def ring(self, peer: PeerCandidate) -> None:
         """Have a peer that does not answer asked by UDP, every few seconds, whether it is there again."""
         if self._bearers is not None and peer.metadata is not None:

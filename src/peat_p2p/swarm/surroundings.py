@@ -51,3 +51,4 @@ class Surroundings:
     site: str
     hold: Callable[[Transfer], str]
     throttle: Throttle
+    uncounted: Callable[[], bool]  # whether bytes may come that nothing counts

@@ -286,6 +286,8 @@ class Transfer:
         if failure is not None:
             raise failure
         torrent.keep_inside(False)
+        if good and not self._feeds.torrent_knows:
+            self._drop_torrent()  # who wants this node as a seed has it made anew, with all that the store has
         if good:
             await self._wait_landed(parsed)
 
@@ -306,13 +308,16 @@ class Transfer:
             if reading.errno:
                 raise disk_error(reading, self.manifest.reference, around.store.root)
             self._count(reading, feeds)
-            done = [n for n in pieces if reading.have[n]]
+            landed = set(feeds.take_landed())
+            done = [n for n in pieces if reading.have[n] or n in landed]
             steering.fetched(done)
             checks.add([pieces.pop(n) for n in done])
             if not checks.good:
                 return False
             if not pieces and checks.idle:
                 break
+            if pieces and feeds.torrent_behind:
+                return False
             held = self.held()
             candidates = self._evidence.honest(self.candidates())
             self._revival.look(candidates, around.clock.monotonic())

@@ -1,0 +1,330 @@
+"""Fetches by direct lines: holders on a short path, which here are neighbours of one site."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peat_p2p.content.store import ChunkStore
+from peat_p2p.core.errors import ExhaustedError, UnavailableError
+from peat_p2p.swarm import direct, directserver
+from peat_p2p.swarm.asks import ANSWER, Ask, NotHeldError
+from peat_p2p.swarm.direct import HELLO, DirectLine, Whole, exactly
+from peat_p2p.swarm.engine import SwarmConfig, SwarmEngine
+from peat_p2p.swarm.peers import StaticPeers
+from peat_p2p.swarm.seeds import Seeds
+from peat_p2p.swarm.torrents import Torrent
+from peat_p2p.trust.credentials import NodeCredentials
+
+
+@pytest.fixture(autouse=True)
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that torrents dialled."""
+    found: list[str] = []
+    real = Torrent.dial
+    monkeypatch.setattr(Torrent, "dial", lambda self, to: (found.append(str(to)), real(self, to))[1])
+    return found
+
+
+@pytest.fixture
+def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Givers take a while for each chunk."""
+    real = Seeds.read
+    monkeypatch.setattr(Seeds, "read", lambda self, chunk: (time.sleep(0.02), real(self, chunk))[1])
+
+
+async def test_a_neighbour_gives_a_package_by_a_line_and_the_taker_seeds_it(node, content, dialled) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content())
+    await (await ann.start(site="s")).seed(package)
+    async with asyncio.timeout(20):
+        transfer = (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")]))
+        await transfer.wait()
+        status = transfer.status()
+        assert (status.received, status.wasted, status.reused) == (status.total, 0, 0)
+        assert [(source.agent_id, source.bytes) for source in status.sources] == [("ann", status.total)]
+        assert bob.store.verify_many(package.index.unique_chunks) == set()
+        assert dialled == []
+        await ann.stop()
+        # From another site, so by the torrent: it is made anew with all that came.
+        await (await cat.start(site="t")).fetch(package.envelope, StaticPeers([bob.candidate(site="s")])).wait()
+    assert cat.store.missing(package.index) == set()
+    assert dialled
+
+
+async def test_several_neighbours_share_the_work(node, content, slow_reads) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content(size=6_000_000))
+    await (await ann.start(site="s")).seed(package)
+    async with asyncio.timeout(40):
+        await (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+        both = StaticPeers([ann.candidate(site="s"), bob.candidate(site="s")])
+        transfer = (await cat.start(site="s")).fetch(package.envelope, both)
+        await transfer.wait()
+    by = {one.agent_id: one.bytes for one in transfer.status().sources}
+    assert set(by) == {"ann", "bob"}
+    assert min(by.values()) > package.index.unique_bytes // 10
+    assert transfer.status().received == package.index.unique_bytes
+
+
+async def test_a_line_that_breaks_is_made_anew_and_loses_no_byte(node, content, slow_reads, monkeypatch) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=4_000_000))
+    await (await ann.start(site="s")).seed(package)
+    lines: list[DirectLine] = []
+    real = DirectLine.__init__
+    monkeypatch.setattr(DirectLine, "__init__", lambda self, *a: (lines.append(self), real(self, *a))[1])
+    monkeypatch.setattr("peat_p2p.swarm.feeds._NO_TCP_S", 0.2)
+    async with asyncio.timeout(40):
+        transfer = (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")]))
+        async for status in transfer.updates():
+            if status.verified:
+                assert lines[0]._socket is not None
+                socket.socket.shutdown(lines[0]._socket, socket.SHUT_RDWR)
+                break
+        await transfer.wait()
+    assert len(lines) > 1
+    status = transfer.status()
+    assert bob.store.verify_many(package.index.unique_chunks) == set()
+    assert status.received == status.total
+
+
+async def test_where_bytes_are_counted_the_torrent_carries_them(node, content, dialled) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=500_000))
+    for mine, theirs in (({"upload_limit": 5_000_000}, {}), ({}, {"outside_download_limit": 5_000_000})):
+        dialled.clear()
+        await (await ann.start(site="s", **mine)).seed(package)
+        engine = await bob.start(site="s", **theirs)
+        async with asyncio.timeout(20):
+            await engine.fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+        assert dialled
+        await ann.stop()
+        await bob.stop()
+        for chunk in package.index.unique_chunks:
+            bob.store.chunk_path(chunk.hex).unlink()
+        bob.store.verify_many(package.index.unique_chunks)
+        bob.store.remove_package(package.manifest_digest)
+
+
+async def test_a_giver_that_knows_no_lines_gives_by_torrent(node, content, dialled, monkeypatch) -> None:
+    monkeypatch.setattr(direct, "HELLO", b"y" * len(HELLO))
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=500_000))
+    await (await ann.start(site="s")).seed(package)
+    async with asyncio.timeout(20):
+        await (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+    assert dialled
+
+
+async def test_when_others_come_the_torrent_goes_on_with_all_there_is(node, content, dialled, slow_reads) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content(size=6_000_000))
+    await (await ann.start(site="s")).seed(package)
+    from_ann = StaticPeers([ann.candidate(site="s")])
+    async with asyncio.timeout(40):
+        first = (await bob.start(site="s")).fetch(package.envelope, from_ann)
+        while not first.status().verified:
+            await asyncio.sleep(0.02)
+        assert not dialled
+        await cat.start(site="s")
+        everybody = StaticPeers(
+            [ann.candidate(site="s"), bob.candidate(site="s", complete=False), cat.candidate(site="s", complete=False)]
+        )
+        from_ann.set(everybody.candidates(""))
+        second = cat.engine.fetch(package.envelope, everybody)
+        await first.wait()
+        await second.wait()
+    assert dialled
+    for one in (bob, cat):
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+    assert first.status().received <= first.status().total * 1.02
+
+
+async def test_a_rotten_chunk_is_blamed_and_not_entered(node, content) -> None:
+    ann, bob, cat = node("ann"), node("bob"), node("cat")
+    package = ann.publish(content(size=2_000_000))
+    chunk = package.index.unique_chunks[3]
+    await (await ann.start(site="s")).seed(package)
+    async with asyncio.timeout(30):
+        await (await cat.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+        path = ann.store.chunk_path(chunk.hex)
+        times = path.stat()
+        path.write_bytes(bytes(chunk.size))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        source = StaticPeers([ann.candidate(site="s")])
+        transfer = (await bob.start(site="s")).fetch(package.envelope, source)
+        while not transfer.status().bad_peers:
+            await asyncio.sleep(0.05)
+        assert not bob.store.has(chunk.hex)
+        source.set([ann.candidate(site="s"), cat.candidate(site="s")])
+        await transfer.wait()
+    assert transfer.status().bad_peers == ("ann",)
+    assert bob.store.verify_many(package.index.unique_chunks) == set()
+
+
+async def test_a_full_disk_ends_the_fetch_and_says_so(node, content, monkeypatch) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=500_000))
+    await (await ann.start(site="s")).seed(package)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ChunkStore, "lay", full)
+    async with asyncio.timeout(20):
+        with pytest.raises(ExhaustedError, match="No space left"):
+            await (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")])).wait()
+
+
+async def test_a_foreign_node_gets_nothing(node, content, formation_dir) -> None:
+    ann = node("ann")
+    package = ann.publish(content(size=100_000, files=1))
+    await (await ann.start()).seed(package)
+    context = NodeCredentials.load(formation_dir / "mal").client_context()
+    line = DirectLine(
+        ann.engine.metadata_address, context, package.manifest.infohash, package.index.unique_chunks, print, "ann"
+    )
+    line.ask(Ask(0, 1).encode(), 1, {})
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError):
+            await line.next()
+    line.close()
+
+
+async def test_a_package_that_is_not_given_is_refused(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=100_000, files=1))
+    await ann.start()
+    line = _line(ann, bob, package)
+    async with asyncio.timeout(10):
+        with pytest.raises(NotHeldError):
+            await line.next()
+    line.close()
+
+
+async def test_asks_for_what_there_is_not_end_the_line_and_no_thread_stays(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=100_000, files=1))
+    await (await ann.start()).seed(package)
+    for asks in (Ask(0, 60_000), Ask(10**6, 1), Ask(0, 1, 10**6)):
+        line = _line(ann, bob, package)
+        line.ask(asks.encode(), asks.count, {})
+        async with asyncio.timeout(10):
+            with pytest.raises(UnavailableError):
+                await line.next()
+        line.close()
+    idle = _line(ann, bob, package)
+    await asyncio.sleep(0.1)
+    idle.close()
+    async with asyncio.timeout(5):
+        while any(thread.name.startswith(("give chunks", "chunks from")) for thread in threading.enumerate()):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_giver_that_sends_another_chunk_than_asked_for_is_left(node, content, monkeypatch) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=2_000_000))
+    await (await ann.start(site="s")).seed(package)
+    monkeypatch.setattr(directserver, "ANSWER", _Next(len(package.index.unique_chunks)))
+    async with asyncio.timeout(20):
+        # By the line every chunk is another's, which is taken for damage; the torrent gives it all.
+        transfer = (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="s")]))
+        await transfer.wait()
+    assert bob.store.verify_many(package.index.unique_chunks) == set()
+
+
+class _Next:
+    """Packs an answer with the number of the chunk after."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+
+    def pack(self, number: int, length: int) -> bytes:
+        return ANSWER.pack((number + 1) % self._chunks, length)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(head=st.sampled_from([b"", HELLO, HELLO[:5], b"\x16\x03\x01"]), noise=st.binary(max_size=200))
+def test_noise_at_the_port_is_survived(noisy, head: bytes, noise: bytes) -> None:
+    with socket.create_connection(noisy, 5) as sock:
+        sock.sendall(head + noise)
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(4096):
+                pass
+
+
+@pytest.fixture
+def noisy(formation_dir, tmp_path):
+    """The port of a giver that runs in another thread, and works still at the end."""
+    credentials = NodeCredentials.load(formation_dir / "ann")
+    ready: list[tuple[str, int]] = []
+    stop, up = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        with ChunkStore.open(tmp_path / "noisy") as store:
+            async with SwarmEngine.open(store, credentials, SwarmConfig()) as engine:
+                ready.append((engine.metadata_address.host, engine.metadata_address.port))
+                up.set()
+                while not stop.is_set():
+                    await asyncio.sleep(0.05)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert up.wait(10)
+    yield ready[0]
+    context = NodeCredentials.load(formation_dir / "bob").client_context()
+    with socket.create_connection(ready[0], 5) as plain:
+        plain.sendall(HELLO)
+        with context.wrap_socket(plain) as tls:
+            tls.sendall(bytes(32))
+            assert bytes(exactly(tls, 1)) == direct.REFUSED
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def _line(giver, taker, package) -> DirectLine:
+    return DirectLine(
+        giver.engine.metadata_address,
+        taker.credentials.client_context(),
+        package.manifest.infohash,
+        package.index.unique_chunks,
+        lambda *_: None,
+        giver.name,
+    )
+
+
+async def test_a_chunk_goes_on_where_it_broke_off(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=300_000, files=1))
+    await (await ann.start()).seed(package)
+    chunk = package.index.unique_chunks[1]
+    half = bytearray(ann.store.read_chunk(chunk)[: chunk.size // 2])
+    got: list[bytes] = []
+    line = DirectLine(
+        ann.engine.metadata_address,
+        bob.credentials.client_context(),
+        package.manifest.infohash,
+        package.index.unique_chunks,
+        lambda _chunk, data: got.append(bytes(data)),
+        "ann",
+    )
+    line.ask(Ask(1, 1, len(half)).encode(), 1, {1: half})
+    async with asyncio.timeout(10):
+        while not isinstance(event := await line.next(), Whole):
+            assert event.count == chunk.size - len(half)
+    assert event == Whole(1, good=True, resumed=True)
+    assert got == [ann.store.read_chunk(chunk)]
+    line.close()
