@@ -12,20 +12,28 @@ from peat_p2p.swarm.bearers import frames
 from peat_p2p.swarm.bearers.streams import WINDOW, ReceiveHalf, SendHalf
 
 
-@given(st.binary(max_size=200))
-def test_whatever_comes_in_decodes_or_is_refused(data: bytes) -> None:
-    for datagram in (data, bytes((frames.MAGIC, frames.ORDINARY)) + data):
+@given(st.binary(max_size=200), st.integers(-1, 2**32))
+def test_whatever_comes_in_decodes_or_is_refused(data: bytes, newest: int) -> None:
+    for datagram in (data, bytes((frames.ORDINARY,)) + data):
         try:
-            packet = frames.decode(datagram)
+            packet = frames.decode(datagram, newest)
         except frames.BearerFormatError:
             continue
-        assert packet.connection == frames.connection_of(datagram)[1]
+        assert packet.connection == frames.connection_of(datagram)
+        assert packet.number >= 0
+
+
+@given(st.integers(-1, 2**32 - 1), st.integers(-(2**22), 2**22))
+def test_a_packet_number_is_whole_again_near_the_newest(newest: int, ahead: int) -> None:
+    number = max(0, newest + ahead)
+    packet = frames.decode(frames.encode(frames.ORDINARY, 1, number, []), newest)
+    assert packet.number == number
 
 
 ranges = st.lists(st.tuples(st.integers(1, 2000), st.integers(0, 2000)), min_size=1, max_size=50)
 
 
-@given(ranges, st.binary(max_size=300), st.booleans(), st.integers(0, 2**40))
+@given(ranges, st.binary(max_size=300), st.booleans(), st.integers(0, 2**40 - 301))
 def test_frames_survive_the_way(gaps: list[tuple[int, int]], data: bytes, fin: bool, offset: int) -> None:
     at = 1_000_000
     acked = []
@@ -39,15 +47,17 @@ def test_frames_survive_the_way(gaps: list[tuple[int, int]], data: bytes, fin: b
         frames.CreditFrame(9, offset),
         frames.ResetFrame(65535),
         frames.PingFrame(),
+        frames.TermsFrame(0.1, 7),
     )
-    packet = frames.decode(frames.encode(frames.OPENING, 2**63 + 1, 77, 0.1, 70, (one.encode() for one in sent)))
+    last = frames.StreamFrame(8, offset, data, not fin)
+    parts = [*(one.encode() for one in sent), last.encode(last=True)]
+    packet = frames.decode(frames.encode(frames.OPENING, 2**47 + 1, 77, parts))
     ack = packet.frames[0]
     assert isinstance(ack, frames.AckFrame)
     assert ack.ranges == tuple(acked)
     assert (ack.delay, ack.clock, ack.received) == (pytest.approx(0.0123), pytest.approx(12.5), 987654321)
-    assert packet.frames[1:] == sent[1:]
-    assert (packet.kind, packet.connection, packet.number, packet.oldest) == (frames.OPENING, 2**63 + 1, 77, 70)
-    assert packet.ack_delay == pytest.approx(0.1)
+    assert packet.frames[1:] == (*sent[1:], last)
+    assert (packet.kind, packet.connection, packet.number) == (frames.OPENING, 2**47 + 1, 77)
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))

@@ -21,6 +21,7 @@ from peat_p2p.swarm.asks import ANSWER, Ask, NotHeldError
 from peat_p2p.swarm.direct import HELLO, DirectLine, Whole, exactly
 from peat_p2p.swarm.engine import SwarmConfig, SwarmEngine
 from peat_p2p.swarm.peers import StaticPeers
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.seeds import Seeds
 from peat_p2p.swarm.torrents import Torrent
 from peat_p2p.trust.credentials import NodeCredentials
@@ -148,6 +149,30 @@ async def test_when_others_come_the_torrent_goes_on_with_all_there_is(node, cont
     for one in (bob, cat):
         assert one.store.verify_many(package.index.unique_chunks) == set()
     assert first.status().received <= first.status().total * 1.02
+
+
+async def test_in_a_crowd_each_asks_for_its_share_and_the_rest_comes_from_the_others(
+    node, content, dialled, slow_reads, monkeypatch
+) -> None:
+    monkeypatch.setattr(Routes, "near", lambda self, peer: peer.metadata is not None)
+    ann, *others = node("ann"), node("bob"), node("cat"), node("dan")
+    package = ann.publish(content(size=12_000_000))
+    await (await ann.start(site="s")).seed(package)
+    for one in others:
+        await one.start(site=one.name)
+    fetching = [one.candidate(site=one.name, complete=False) for one in others]
+    async with asyncio.timeout(60):
+        transfers = [
+            one.engine.fetch(package.envelope, StaticPeers([ann.candidate(site="s"), *fetching])) for one in others
+        ]
+        for transfer in transfers:
+            await transfer.wait()
+    assert str(ann.candidate().swarm) not in dialled
+    for one in others:
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+    gave = sum(source.bytes for t in transfers for source in t.status().sources if source.agent_id == "ann")
+    assert gave < package.index.unique_bytes * 1.5
+    assert all(transfer.status().wasted < package.index.unique_bytes * 0.03 for transfer in transfers)
 
 
 async def test_a_rotten_chunk_is_blamed_and_not_entered(node, content) -> None:

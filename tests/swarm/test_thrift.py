@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE, SHARE_PATIENCE_S, Plan, whom_to_ask
+from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE, SHARE_PATIENCE_S, Giving, Pace, Plan, whom_to_ask
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
 DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
@@ -216,27 +216,39 @@ def test_held_back_it_finishes_what_is_begun() -> None:
 
 def test_among_many_each_asks_the_giver_for_its_own_share_first() -> None:
     peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
-    plan, other = Plan("a", "", DIGESTS), Plan("b", "", DIGESTS)
-    nothing = {"b": [False] * 200, "a": [False] * 200}
+    plan = Plan("a", "", DIGESTS)
+    nothing = {"b": [False] * 200}
     mine = plan.decide(0.0, ALL, (), peers, nothing)
-    theirs = other.decide(0.0, ALL, (), [peers[0], candidate("a", "", complete=False)], nothing)
-    assert mine.first | theirs.first == ALL
-    assert not mine.first & theirs.first
     assert mine.wanted == mine.first  # nobody but the giver has the rest, and it is asked for that by others
-    # What the other has of the own share it gives: the giver is not asked for it first.
-    there = min(mine.first)
+    assert mine.apart
+    share, theirs = share_of("a", "b"), share_of("b", "a")
+    assert share | theirs == ALL
+    assert not share & theirs
+    assert sorted(mine.first) == sorted(share)[: len(mine.first)]  # in their order, so that helpers can avoid them
+    # What the other has of the own share it gives: the giver is not asked for it.
+    there = min(share)
     shown = {"b": [n == there for n in range(200)]}
-    assert plan.decide(0.5, ALL, (), peers, shown).first == mine.first - {there}
+    decision = plan.decide(0.5, ALL, (), peers, shown)
+    assert there in decision.wanted - decision.first
+
+
+def share_of(me: str, other: str) -> set[int]:
+    """What one of two asks a giver for."""
+    thrift = Thrift(me, DIGESTS)
+    thrift.observe(0.0, (other,), {other: 0})
+    return thrift.mine(0.0, ALL, set())
 
 
 def test_the_last_that_only_the_giver_has_is_left_to_those_whose_share_it_is() -> None:
     peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
     plan = Plan("a", "", DIGESTS)
     nothing = {"b": [False] * 200}
-    share = plan.decide(0.0, ALL, (), peers, nothing).first
+    share = share_of("a", "b")
     theirs = ALL - share
-    # The own share is here, of the other's much is not asked for yet: this one helps.
-    assert plan.decide(50.0, theirs, (), peers, nothing).wanted == theirs
+    # The own share is here, of the other's much is not asked for yet: this one helps, from the other end.
+    helped = plan.decide(50.0, theirs, (), peers, nothing).wanted
+    assert helped
+    assert sorted(helped) == sorted(theirs)[-len(helped) :]
     last = frozenset(sorted(theirs)[:4])
     mine = frozenset({min(share)})
     there = theirs - last  # the other has all but those of its share
@@ -245,6 +257,32 @@ def test_the_last_that_only_the_giver_has_is_left_to_those_whose_share_it_is() -
     assert plan.decide(99.0 + SHARE_PATIENCE_S, theirs, (), peers, shown).wanted == there
     # It is left alone for a while that grows with the time all this takes, then helped.
     assert plan.decide(100.0 + 100 * SHARE_PATIENCE, theirs, (), peers, shown).wanted == theirs
+
+
+def test_a_giver_with_nothing_of_its_own_left_helps_to_bring_the_rest() -> None:
+    peers = [candidate("x", "", complete=True), candidate("b", "", complete=False)]
+    rest = frozenset({3, 4, 5})
+    decision = Plan("a", "", DIGESTS).decide(0.0, rest, (), peers, {"b": [True] * 200})
+    assert decision.first == decision.wanted == rest
+
+
+def test_nobody_helps_while_the_giver_gives_as_fast_as_it_did() -> None:
+    giving = Giving()
+    for second in range(40):
+        giving.look(second, 1000 - 10 * second)
+        assert giving.flags == (second < 4)
+    for second in range(40, 60):  # those whose share it is are slow
+        giving.look(second, 600 - 2 * (second - 40))
+    assert giving.flags
+
+
+def test_a_fast_link_has_more_of_its_share_wanted_than_a_slow_one() -> None:
+    pace = Pace()
+    least = pace.ahead(0.0)
+    for second in range(10):
+        pace.fetched(second, 500)
+    assert pace.ahead(9.0) > 2 * 4 * 500
+    assert pace.ahead(60.0) == least
 
 
 def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:

@@ -128,7 +128,7 @@ class Asks:
         owing = self._streams.get(stream)
         if owing is None:
             return []
-        least = SHORT_DEPTH if round_trip < SHORT_PATH_S else FIRST_DEPTH
+        least = SHORT_DEPTH if round_trip < SHORT_PATH_S and not owing.rate else FIRST_DEPTH
         depth = min(MOST_DEPTH, max(least, owing.rate * (_AHEAD_ROUND_TRIPS * round_trip + _AHEAD_S)))
         # Not one by one: a few long runs are fewer bytes on the way up.
         if owing.bytes > depth * 0.75:

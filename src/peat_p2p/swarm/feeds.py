@@ -3,8 +3,10 @@
 Over a long link a torrent loses round trips: to join, to shake hands, to be unchoked, and whenever its requests run
 dry; over a LAN it is the processor that it keeps busy (`direct`). A feed is one request to one complete holder,
 answered as one stream; what comes is checked against its name and handed to the torrent as a finished piece, so that
-everything else (verification from disk, the account, neighbours, seeding) is the torrent's as ever. What comes by a
-direct line is put where it belongs at once: nobody else fetches then, and the torrent is made anew when somebody does.
+everything else (verification from disk, the account, neighbours, seeding) is the torrent's as ever. While nobody else
+fetches, what comes by a direct line is put where it belongs at once, and the torrent is made anew when somebody does.
+Where others fetch, too, a feed brings the own share of what the holders have, and the torrent what the others got:
+libtorrent cannot be told what not to ask a complete holder for, and would have it give a tenth of all twice.
 Rule: what a feed is asked for nobody else is asked for. Must not decide what is wanted.
 """
 
@@ -42,7 +44,7 @@ _UNWANTED, _ORDINARY = 0, 4
 
 @dataclass(slots=True)
 class _Feed:
-    """One stream. `straight`: by TCP, not by a bearer; `near`: by a `DirectLine`.
+    """One stream. `straight`: by TCP, not by a bearer; `near`: by a `DirectLine`, `past` the torrent if so.
 
     A `retiring` one is asked for nothing more.
     """
@@ -51,6 +53,7 @@ class _Feed:
     peer: PeerCandidate
     straight: bool
     near: bool = False
+    past: bool = False
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     last: float = 0.0
@@ -71,6 +74,7 @@ class Feeds:
         self._given: set[int] = set()
         self._landed: list[int] = []
         self._torrent_behind = False
+        self._alone = True
         self._received: dict[str, int] = {}
         self._unable: set[str] = set()
         self._paced: set[str] = set()
@@ -117,8 +121,8 @@ class Feeds:
 
     @property
     def torrent_behind(self) -> bool:
-        """Whether the torrent does not know of all that is here, and is what goes on alone."""
-        return self._torrent_behind and not any(feed.near for feed in self._feeds.values())
+        """Whether the torrent does not know of all that is here, and is what goes on."""
+        return self._torrent_behind and not any(feed.past for feed in self._feeds.values())
 
     @property
     def torrent_knows(self) -> bool:
@@ -128,10 +132,11 @@ class Feeds:
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
     ) -> set[str]:
-        """Fetch what is wanted from complete holders beyond a long link, of those that may be connected to.
+        """Fetch what is wanted from complete holders, of those that may be connected to.
 
-        Returns the endpoint ids of those that need no torrent. A crowd on several sites is the torrent's business: its
-        members give each other what they have. Who stands beside a complete holder is served there, and is no crowd.
+        Returns the endpoint ids of those that need no torrent. In a crowd on several sites, whose members give each
+        other what they have, holders are asked for the own share. Who stands beside a complete holder is served there,
+        and is no crowd.
         """
         routes, near = self._around.routes, {self._around.site}
         known = [peer for peer in candidates if not peer.kin]
@@ -139,16 +144,18 @@ class Feeds:
         near.discard("")
         crowd = any(not peer.complete and peer.site not in near for peer in known)
         holders = [peer for peer in allowed if peer.complete and not peer.kin and peer.endpoint_id not in self._unable]
-        able = [] if crowd else [peer for peer in holders if routes.far(peer)]
-        if all(peer.complete for peer in known):
+        able = [peer for peer in holders if routes.far(peer)] if decision.apart or not crowd else []
+        self._alone = all(peer.complete for peer in known)
+        if self._alone or decision.apart:
             able += self._beside(holders)
         if not able:
             self.rest()
             return set()
-        return self._steer({peer.endpoint_id: peer for peer in able}, decision.wanted, decision.first)
+        wanted = decision.first if decision.apart else decision.wanted
+        return self._steer({peer.endpoint_id: peer for peer in able}, wanted, decision.first)
 
     def _beside(self, holders: Iterable[PeerCandidate]) -> list[PeerCandidate]:
-        """Those on a short path. A direct line counts no bytes, and where others fetch, too, they share by torrent."""
+        """Those on a short path; a direct line counts no bytes."""
         if not self._around.uncounted():
             return []
         now, tried = self._around.clock.monotonic(), self._no_tcp_until
@@ -158,7 +165,7 @@ class Feeds:
         now = self._around.clock.monotonic()
         self._asks.want(set(wanted) - self._given, first)
         for feed in list(self._feeds.values()):
-            if feed.peer.endpoint_id not in able:
+            if feed.peer.endpoint_id not in able or (feed.past and not self._alone):
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
@@ -174,7 +181,7 @@ class Feeds:
             for peer in far[: max(0, MOST_PEERS - len(fed))]:
                 self._begin(peer, straight=False)
             for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
-                self._begin(peer, straight=True, near=True)
+                self._begin(peer, straight=True, near=True, past=self._alone)
             for peer in able.values():
                 self._widen(peer, now)
         for feed in self._feeds.values():
@@ -208,10 +215,10 @@ class Feeds:
         for feed in list(self._feeds.values()):
             self._end(feed)
 
-    def _begin(self, peer: PeerCandidate, *, straight: bool, near: bool = False) -> None:
+    def _begin(self, peer: PeerCandidate, *, straight: bool, near: bool = False, past: bool = False) -> None:
         now = self._around.clock.monotonic()
         self._serial += 1
-        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, last=now)
+        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, past, last=now)
         self._feeds[feed.name] = feed
         self._asks.open(feed.name)
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
@@ -257,7 +264,8 @@ class Feeds:
     async def _follow(self, feed: _Feed) -> None:
         """Chunks by a direct line."""
         peer, around, parsed = feed.peer, self._around, self._torrent.parsed
-        line = await around.client.direct(peer, parsed.meta.infohash, parsed.chunks, around.store.lay)
+        put = around.store.lay if feed.past else self._torrent.give_chunk
+        line = await around.client.direct(peer, parsed.meta.infohash, parsed.chunks, put)
         asking = self._tasks.create_task(self._ask_line(feed, line), name=f"ask {peer.agent_id}")
         try:
             while not feed.retiring or self._asks.owes(feed.name):
@@ -269,9 +277,10 @@ class Feeds:
                 else:
                     self._owed(feed, event.piece)
                     self._judge(feed, event.piece, good=event.good, resumed=event.resumed)
-                    self._landed.append(event.piece)
-                    self._torrent_behind = True
-                    self._torrent.wake.set()
+                    if feed.past:
+                        self._landed.append(event.piece)
+                        self._torrent_behind = True
+                        self._torrent.wake.set()
         except NotPutError as error:
             self._torrent.failure = (error.errno, str(error))
             self._torrent.wake.set()

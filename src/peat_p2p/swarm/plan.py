@@ -8,6 +8,7 @@ are begun are always finished: nothing is thrown away by a change of mind. Pure.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, count
@@ -17,17 +18,66 @@ from peat_p2p.swarm.thrift import Thrift, rendezvous
 
 ASK_PATIENCE_S = 8.0
 SHARE_PATIENCE_S, SHARE_PATIENCE = 3.0, 0.15  # at least, and of the time so far
+_GIVING_SPAN_S, _FLAGGING = 8.0, 0.7
+_LEAST_AHEAD, _AHEAD_S, _HELPED_AT_ONCE = 32, 4.0, 32
 _ON_THEIR_WAY = 6  # pieces that each fetching agent has asked of a giver, or so
+
+
+class Giving:
+    """How fast chunks that nobody fetching had come to any of them: what the givers' links carry. Pure."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int]] = deque()
+        self._best = 0.0
+
+    def look(self, now: float, left: int) -> None:
+        """So many chunks are the givers' alone now."""
+        self._looks.append((now, left))
+        while now - self._looks[0][0] > _GIVING_SPAN_S:
+            self._looks.popleft()
+        self._best = max(self._best, self._rate)
+
+    @property
+    def _rate(self) -> float:
+        (first, before), (last, after) = self._looks[0], self._looks[-1]
+        return (before - after) / (last - first) if last - first >= _GIVING_SPAN_S / 2 else 0.0
+
+    @property
+    def flags(self) -> bool:
+        """Whether the givers have given clearly more: those whose share it is do not fill their links."""
+        return self._rate < _FLAGGING * self._best or not self._best
+
+
+class Pace:
+    """How many chunks of the own share to have wanted at a time: more than come in a few seconds. Pure."""
+
+    def __init__(self) -> None:
+        self._came: deque[tuple[float, int]] = deque()
+
+    def fetched(self, now: float, count: int) -> None:
+        """So many of them came."""
+        if count:
+            self._came.append((now, count))
+
+    def ahead(self, now: float) -> int:
+        """How many to want."""
+        while self._came and now - self._came[0][0] > _AHEAD_S:
+            self._came.popleft()
+        return _LEAST_AHEAD + 2 * sum(count for _, count in self._came)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Pieces to want, of these `first`; whether to be connected to neighbours alone; a remark on that, if any."""
+    """Pieces to want, of these `first`; whether to be connected to neighbours alone; a remark on that, if any.
+
+    `apart`: complete holders are to be asked for `first` alone, the rest comes from those who fetch, too.
+    """
 
     wanted: frozenset[int]
     inside: bool
     reason: str = ""
     first: frozenset[int] = frozenset()
+    apart: bool = False
 
 
 def whom_to_ask(
@@ -49,6 +99,8 @@ class Plan:
         self._me = me
         self._thrift = Thrift(me, digests)
         self._crowd = Thrift(me, digests)
+        self._giving = Giving()
+        self._pace = Pace()
         self._asked_at = 0.0
         self._began_at: float | None = None
         self._mine: frozenset[int] = frozenset()
@@ -97,9 +149,12 @@ class Plan:
     ) -> Decision:
         """Without thrift: the own share among all that fetch first, so that a giver gives each something else.
 
-        After it, so that who is fast helps who is slow, what this agent is the next responsible for. In the end, when
-        what only the givers have is about what was asked of them already, nothing of that but the own share, or the
-        giver gives the last pieces to everybody. Should that last take long, anything.
+        After it, where that leaves the givers idle, what this agent is the next responsible for: who is fast helps who
+        is slow, but what one agent takes of the others' shares they have to get through its line. Each goes through its
+        own share in the order of the chunks and helpers come from the other end, so that they do not fetch the same: it
+        takes seconds until what one was sent is known to the others. In the end, when what only the givers have is
+        about what was asked of them already, nothing of that but the own share, or the giver gives the last pieces to
+        everybody. Should that last take long, anything.
         """
         everything = frozenset(missing)
         fetching = [p.endpoint_id for p in candidates if not p.complete and not p.kin and p.endpoint_id != self._me]
@@ -111,20 +166,27 @@ class Plan:
         connected = {name: pieces_of[name] for name in fetching if name in pieces_of}
         self._crowd.observe(now, fetching, {name: sum(pieces) for name, pieces in connected.items()})
         spread = everything & _had(connected.values())
+        self._giving.look(now, len(everything) - len(spread))
         own = self._own = frozenset(self._crowd.mine(now, missing, spread))
-        if own - begun:
+        if own - begun or not self._giving.flags:
             self._asked_at = now
         others = len(everything) - len(spread) - len(own)
         patience = max(SHARE_PATIENCE_S, SHARE_PATIENCE * (now - self._began_at))
         if now - self._asked_at > patience:
             return Decision(everything, False, first=own)
         help_with = frozenset[int]()
-        if not own - begun and others > _ON_THEIR_WAY * len(fetching):
-            help_with = frozenset(self._crowd.helping(now, missing, spread))
-        return Decision(own | help_with | spread | begun, False, first=own | help_with)
+        if not own - begun and others > _ON_THEIR_WAY * len(fetching) and self._giving.flags:
+            help_with = frozenset(sorted(self._crowd.helping(now, missing, spread))[-_HELPED_AT_ONCE:])
+        if len(everything) - len(spread) <= len(fetching):
+            # The givers have nothing more of their own: they help to bring the rest to everybody.
+            return Decision(everything, False, first=everything, apart=True)
+        next_own = frozenset(sorted(own - begun)[: self._pace.ahead(now)])
+        first = next_own | help_with
+        return Decision(first | spread | begun, False, first=first, apart=True)
 
     def fetched(self, now: float, pieces: Collection[int]) -> None:
         """These came in."""
+        self._pace.fetched(now, len(self._own.intersection(pieces)))
         for share, thrift in ((self._mine, self._thrift), (self._own, self._crowd)):
             if not share.isdisjoint(pieces):
                 thrift.fetched_own(now)

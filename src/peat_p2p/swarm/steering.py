@@ -42,7 +42,8 @@ class Steering:
     @property
     def unasked(self) -> Decision:
         """The last decision without the pieces that peers of the torrent are asked for: they come already."""
-        return replace(self.decision, wanted=self.decision.wanted - self._owed)
+        decision = self.decision
+        return replace(decision, wanted=decision.wanted - self._owed, first=decision.first - self._owed)
 
     def steer(
         self,

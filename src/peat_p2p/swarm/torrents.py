@@ -18,6 +18,7 @@ from typing import Any
 
 import libtorrent as lt
 
+from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.ledger import Connection
 from peat_p2p.swarm.session import (
@@ -174,6 +175,10 @@ class Torrent:
         """Hand over a whole piece that came another way; it is checked, written and had like any other."""
         self._handle.add_piece(piece, data, 0)
 
+    def give_chunk(self, chunk: ChunkRef, data: memoryview) -> None:
+        """As `give`, from any thread."""
+        self.give(self.parsed.number(chunk), bytes(data))
+
     def flush(self) -> None:
         """Write what libtorrent holds back. It keeps finished pieces in memory for seconds otherwise."""
         self._handle.flush_cache()
@@ -302,6 +307,12 @@ class TorrentSession:
         torrent.keep_inside(True)
         torrent.keep_inside(inside)
         self._session.set_ip_filter(self._only_inside())
+
+    def leave(self, torrent: Torrent, reading: Reading, names: Collection[str]) -> None:
+        """End the connections with these peers (by the names they show), where that hits no others."""
+        others = {peer.address.host for peer in reading.peers if peer.peer not in names}
+        for host in {peer.address.host for peer in reading.peers if peer.peer in names} - others:
+            self.drop(torrent, host)
 
     def drop_elsewhere(self, torrent: Torrent, name: str, host: str) -> None:
         """End connections that a peer (by the name it shows) made from other IP addresses than `host`."""

@@ -324,6 +324,8 @@ class Transfer:
             self._evidence.watch(torrent, reading, candidates)
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
             fed = feeds.steer(steering.unasked, candidates, to_dial)
+            if steering.decision.apart:
+                around.torrents.leave(torrent, reading, {peer_fingerprint(endpoint) for endpoint in fed})
             if self._dialer is not None:
                 others = [peer for peer in to_dial if peer.endpoint_id not in fed]
                 self._dialer.dial(others, {peer.peer for peer in reading.peers}, self._at.missing_bytes)

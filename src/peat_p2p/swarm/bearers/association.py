@@ -19,6 +19,7 @@ from peat_p2p.swarm.bearers.frames import (
     PingFrame,
     ResetFrame,
     StreamFrame,
+    TermsFrame,
 )
 from peat_p2p.swarm.bearers.pace import Pacer
 from peat_p2p.swarm.bearers.streams import ReceiveHalf, SendHalf
@@ -34,6 +35,7 @@ _SMALL_DATAGRAM = 700
 _UNPROVEN_PACKETS = 3
 _KEPT_RANGES = 2 * frames.MAX_RANGES
 _CATCH_UP_S = 0.005
+_TERMS_EVERY = 16  # packets
 _ECHO_PACKETS = 6
 _ECHO_SHARE = 0.003
 
@@ -111,6 +113,8 @@ class Association:
         self._newest = -1
         self._ack_at: float | None = None
         self._their_delay = 0.02
+        self._terms_told = -_TERMS_EVERY  # in this packet
+        self._delay_told = 0  # in the units of the frame
         self._echo_at: float | None = None
         self._echoed = -1  # packets up to this one need no echo
         self._echo_bytes = 0
@@ -144,6 +148,9 @@ class Association:
         """Bytes to be sent on a stream; none for one that is closed."""
         stream = self.streams.get(number)
         if stream is None:
+            return
+        if stream.sending.end + len(data) >= frames.MAX_OFFSET:
+            self.reset(number)
             return
         if data:
             stream.sending.write(data)
@@ -181,9 +188,6 @@ class Association:
         self._received += size
         if packet.number > self._newest:
             self._newest, self._newest_at = packet.number, now
-            while self._ranges[0][1] < packet.oldest:
-                del self._ranges[0]
-        self._their_delay = packet.ack_delay
         out: list[Arrived] = []
         for frame in packet.frames:
             if isinstance(frame, AckFrame):
@@ -199,6 +203,10 @@ class Association:
             elif isinstance(frame, ResetFrame) and frame.stream in self.streams:
                 self._forget(frame.stream)
                 out.append(Arrived(frame.stream, reset=True))
+            elif isinstance(frame, TermsFrame) and packet.number == self._newest:
+                self._their_delay = frame.ack_delay
+                while self._ranges[0][1] < packet.number - frame.back:
+                    del self._ranges[0]
         if packet.wants_ack and self._ack_at is None:
             self._ack_at = now + self._their_delay
         return out
@@ -342,7 +350,7 @@ class Association:
         if self._ack_at is not None and now >= self._ack_at:
             ack = self._take_ack(now)
             if ack is not None:
-                yield self._datagram(now, [ack], (), ())
+                yield self._datagram(now, [*self._terms(), ack], (), ())
 
     def next_at(self, now: float) -> float | None:
         """When `datagrams` should be asked again, unless something happens before."""
@@ -423,8 +431,9 @@ class Association:
         room = frames.MAX_DATAGRAM
         if self.pacer.bandwidth < _SLOW_RATE:
             room = _SMALL_DATAGRAM
-        room -= frames.HEADER.size
-        out: list[bytes] = []
+        room -= frames.HEADER_BYTES
+        out = self._terms()
+        room -= sum(map(len, out))
         ack = self._take_ack(now) if self._ack_at is not None else None
         if ack is not None:
             room -= len(ack)
@@ -437,6 +446,7 @@ class Association:
             out.append(encoded)
             others.append(other)
         parts: list[tuple[int, int, int, bool]] = []
+        carried: list[StreamFrame] = []
         for _ in range(len(self._turn)):
             if room <= frames.STREAM_OVERHEAD + 16:
                 break
@@ -446,14 +456,24 @@ class Association:
             if taken is None:
                 continue
             offset, data, fin = taken
-            out.append(StreamFrame(number, offset, data, fin).encode())
+            carried.append(StreamFrame(number, offset, data, fin))
             parts.append((number, offset, offset + len(data), fin))
-            room -= frames.STREAM_OVERHEAD + len(data)
-        if not out or (ack is not None and len(out) == 1):
+            room -= frames.STREAM_OVERHEAD + frames.LENGTH_BYTES + len(data)
+        out += [one.encode(last=one is carried[-1]) for one in carried]
+        if not parts and not others:
             ping = PingFrame()
             out.append(ping.encode())
             others.append(ping)
         return self._datagram(now, out, tuple(parts), tuple(others))
+
+    def _terms(self) -> list[bytes]:
+        """The terms, encoded, if the next packet should tell them."""
+        delay = frames.delay_units(self._ask_delay)
+        opening = self.opener and not self.heard
+        if not opening and self._number - self._terms_told < _TERMS_EVERY and delay == self._delay_told:
+            return []
+        self._terms_told, self._delay_told = self._number, delay
+        return [TermsFrame(self._ask_delay, self._number - next(iter(self._flight), self._number)).encode()]
 
     def _datagram(
         self,
@@ -465,8 +485,7 @@ class Association:
         kind = frames.OPENING if self.opener and not self.heard else frames.ORDINARY
         number = self._number
         self._number += 1
-        oldest = next(iter(self._flight), number)
-        datagram = frames.encode(kind, self.connection, number, self._ask_delay, oldest, encoded)
+        datagram = frames.encode(kind, self.connection, number, encoded)
         size = len(datagram) + 28
         self.sent_bytes += size
         if parts or others:

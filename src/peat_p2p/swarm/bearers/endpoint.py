@@ -102,7 +102,7 @@ class Endpoint:
         """The association with a peer, begun now if there is none. `peer.host` must be an IP address."""
         link = self._by_peer.get(peer)
         if link is None or link.association.worn_out:
-            number = secrets.randbits(64)
+            number = secrets.randbits(frames.CONNECTION_BITS)
             link = Link(Association(number, True, self._loop.time()), (peer.host, peer.port))
             self._links[number] = link
             self._by_peer[peer] = link
@@ -177,10 +177,10 @@ class Endpoint:
 
     def _take(self, datagram: bytes, address: Address) -> Link | None:
         try:
-            packet = frames.decode(datagram)
+            link = self._links.get(frames.connection_of(datagram))
+            packet = frames.decode(datagram, link.newest if link is not None else -1)
         except frames.BearerFormatError:
             return None
-        link = self._links.get(packet.connection)
         if link is None:
             if packet.kind != frames.OPENING or len(self._links) >= MAX_ASSOCIATIONS:
                 return None

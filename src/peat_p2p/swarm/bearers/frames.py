@@ -1,8 +1,10 @@
 """The bearer's datagrams, as bytes.
 
-Owns the format and its limits. A datagram is a header (kind, connection, packet number, the ack delay asked for) and
-frames. Everything in it is a claim of somebody on the network: decoding raises BearerFormatError and nothing else. What
-the streams carry is TLS between the agents; this layer adds no secrecy and needs none.
+Owns the format and its limits. A datagram is a header (kind, connection, the low end of the packet number) and frames;
+every byte of it is paid for on each packet, so what changes rarely is a frame of its own, and the last frame of stream
+bytes ends with the datagram instead of telling its length. Everything in it is a claim of somebody on the network:
+decoding raises BearerFormatError and nothing else. What the streams carry is TLS between the agents; this layer adds no
+secrecy and needs none.
 """
 
 from __future__ import annotations
@@ -13,23 +15,28 @@ from dataclasses import dataclass
 
 from peat_p2p.core.errors import InvalidInputError
 
-MAGIC = 0xB7
 MAX_DATAGRAM = 1412  # 1,440 bytes of IPv4: leaves room for tunnels on a path of 1,500
-HEADER = struct.Struct("!BBQIBH")
-_STREAM = struct.Struct("!BHQH")
+_CONNECTION_BYTES, _NUMBER_BYTES, _OFFSET_BYTES = 6, 3, 5
+HEADER_BYTES = 1 + _CONNECTION_BYTES + _NUMBER_BYTES
+CONNECTION_BITS = 8 * _CONNECTION_BYTES
+MAX_OFFSET = 1 << 8 * _OFFSET_BYTES
+_STREAM = struct.Struct("!BHBI")  # kind, stream, the high byte and the low bytes of the offset
+_LENGTH = struct.Struct("!H")
+_TERMS = struct.Struct("!BBH")
 _CREDIT = struct.Struct("!BHQ")
 _RESET = struct.Struct("!BH")
 _ACK = struct.Struct("!BIHIQB")
 _RANGE = struct.Struct("!HH")
-STREAM_OVERHEAD = _STREAM.size
+STREAM_OVERHEAD, LENGTH_BYTES = _STREAM.size, _LENGTH.size
 MAX_RANGES = 200
 TICK = 1e-4  # times are counted in tenths of a millisecond
 ACK_DELAY_UNIT = 0.004
 
-OPENING = 1  # from whoever begins the connection, until it has heard from the other side
-ORDINARY = 2
+OPENING = 0xB8  # from whoever begins the connection, until it has heard from the other side
+ORDINARY = 0xB9
 
-_F_ACK, _F_STREAM, _F_FIN, _F_CREDIT, _F_RESET, _F_PING, _F_PAD = 1, 2, 3, 4, 5, 6, 0
+_F_PAD, _F_ACK, _F_CREDIT, _F_RESET, _F_PING, _F_TERMS = 0, 1, 4, 5, 6, 7
+_F_STREAM, _F_FIN, _F_LAST_STREAM, _F_LAST_FIN = 2, 3, 8, 9  # the last of a datagram have no length
 
 
 class BearerFormatError(InvalidInputError):
@@ -45,9 +52,11 @@ class StreamFrame:
     data: bytes
     fin: bool = False
 
-    def encode(self) -> bytes:
-        """As in a datagram."""
-        return _STREAM.pack(_F_FIN if self.fin else _F_STREAM, self.stream, self.offset, len(self.data)) + self.data
+    def encode(self, *, last: bool = False) -> bytes:
+        """As in a datagram, of which it may be the `last` frame."""
+        kind = (_F_LAST_FIN if last else _F_FIN) if self.fin else (_F_LAST_STREAM if last else _F_STREAM)
+        head = _STREAM.pack(kind, self.stream, self.offset >> 32, self.offset & 0xFFFFFFFF)
+        return head + self.data if last else head + _LENGTH.pack(len(self.data)) + self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,18 @@ class PingFrame:
     def encode(self) -> bytes:
         """As in a datagram."""
         return bytes((_F_PING,))
+
+
+@dataclass(frozen=True, slots=True)
+class TermsFrame:
+    """How long acknowledgements may be kept back, and how many packets before this one may still be told of."""
+
+    ack_delay: float
+    back: int
+
+    def encode(self) -> bytes:
+        """As in a datagram."""
+        return _TERMS.pack(_F_TERMS, delay_units(self.ack_delay), min(self.back, 0xFFFF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,57 +137,67 @@ class AckFrame:
         return b"".join(parts)
 
 
-Frame = StreamFrame | CreditFrame | ResetFrame | PingFrame | AckFrame
+Frame = StreamFrame | CreditFrame | ResetFrame | PingFrame | TermsFrame | AckFrame
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A decoded datagram. Of packets before `oldest` the sender wants to hear no more."""
+    """A decoded datagram."""
 
     kind: int
     connection: int
     number: int
-    ack_delay: float
-    oldest: int
     frames: tuple[Frame, ...]
 
     @property
     def wants_ack(self) -> bool:
         """Whether it carries anything but acknowledgements."""
-        return any(not isinstance(frame, AckFrame) for frame in self.frames)
+        return any(not isinstance(frame, AckFrame | TermsFrame) for frame in self.frames)
 
 
-def encode(kind: int, connection: int, number: int, ack_delay: float, oldest: int, frames: Iterable[bytes]) -> bytes:
+def delay_units(seconds: float) -> int:
+    """An acknowledgement delay as it is told."""
+    return max(1, min(255, round(seconds / ACK_DELAY_UNIT)))
+
+
+def encode(kind: int, connection: int, number: int, frames: Iterable[bytes]) -> bytes:
     """A datagram of frames that are encoded already."""
-    delay = max(1, min(255, round(ack_delay / ACK_DELAY_UNIT)))
-    head = HEADER.pack(MAGIC, kind, connection, number, delay, min(number - oldest, 0xFFFF))
+    low = number & ((1 << 8 * _NUMBER_BYTES) - 1)
+    head = bytes((kind,)) + connection.to_bytes(_CONNECTION_BYTES, "big") + low.to_bytes(_NUMBER_BYTES, "big")
     return head + b"".join(frames)
 
 
-def connection_of(datagram: bytes) -> tuple[int, int]:
-    """Kind and connection of a datagram. Raises BearerFormatError."""
-    if len(datagram) < HEADER.size or datagram[0] != MAGIC or datagram[1] not in (OPENING, ORDINARY):
+def connection_of(datagram: bytes) -> int:
+    """The connection of a datagram. Raises BearerFormatError."""
+    if len(datagram) < HEADER_BYTES or datagram[0] not in (OPENING, ORDINARY):
         raise BearerFormatError("not a datagram of a bearer")
-    _, kind, connection, _, _, _ = HEADER.unpack_from(datagram)
-    return kind, connection
+    return int.from_bytes(datagram[1 : 1 + _CONNECTION_BYTES], "big")
 
 
-def decode(datagram: bytes) -> Packet:
-    """The packet in a datagram. Raises BearerFormatError."""
-    kind, _ = connection_of(datagram)
-    _, _, connection, number, delay, back = HEADER.unpack_from(datagram)
+def whole_number(low: int, newest: int) -> int:
+    """The packet number of which `low` is the low end: the one nearest to what comes after `newest` (RFC 9000, A.3)."""
+    window = 1 << 8 * _NUMBER_BYTES
+    expected = newest + 1
+    number = expected - expected % window + low
+    if number <= expected - window // 2:
+        return number + window
+    if number > expected + window // 2 and number >= window:
+        return number - window
+    return number
+
+
+def decode(datagram: bytes, newest: int = -1) -> Packet:
+    """The packet in a datagram, given the newest packet number of its connection. Raises BearerFormatError."""
+    connection = connection_of(datagram)
+    number = whole_number(int.from_bytes(datagram[1 + _CONNECTION_BYTES : HEADER_BYTES], "big"), newest)
     frames: list[Frame] = []
-    at, end = HEADER.size, len(datagram)
+    at, end = HEADER_BYTES, len(datagram)
     try:
         while at < end:
             tag = datagram[at]
-            if tag in (_F_STREAM, _F_FIN):
-                _, stream, offset, length = _STREAM.unpack_from(datagram, at)
-                at += _STREAM.size
-                if at + length > end or offset + length >= 1 << 62:
-                    raise BearerFormatError("a stream frame runs over the end of its datagram")
-                frames.append(StreamFrame(stream, offset, datagram[at : at + length], tag == _F_FIN))
-                at += length
+            if tag in (_F_STREAM, _F_FIN, _F_LAST_STREAM, _F_LAST_FIN):
+                frame, at = _decode_stream(datagram, at)
+                frames.append(frame)
             elif tag == _F_ACK:
                 ack, at = _decode_ack(datagram, at)
                 frames.append(ack)
@@ -178,6 +209,10 @@ def decode(datagram: bytes) -> Packet:
                 _, stream = _RESET.unpack_from(datagram, at)
                 frames.append(ResetFrame(stream))
                 at += _RESET.size
+            elif tag == _F_TERMS:
+                _, delay, back = _TERMS.unpack_from(datagram, at)
+                frames.append(TermsFrame(delay * ACK_DELAY_UNIT, back))
+                at += _TERMS.size
             elif tag == _F_PING:
                 frames.append(PingFrame())
                 at += 1
@@ -187,7 +222,21 @@ def decode(datagram: bytes) -> Packet:
                 raise BearerFormatError(f"a frame of unknown kind {tag}")
     except struct.error as error:
         raise BearerFormatError("a datagram that ends within a frame") from error
-    return Packet(kind, connection, number, delay * ACK_DELAY_UNIT, number - back, tuple(frames))
+    return Packet(datagram[0], connection, number, tuple(frames))
+
+
+def _decode_stream(datagram: bytes, at: int) -> tuple[StreamFrame, int]:
+    tag, stream, high, low = _STREAM.unpack_from(datagram, at)
+    at += _STREAM.size
+    if tag in (_F_STREAM, _F_FIN):
+        length = int(_LENGTH.unpack_from(datagram, at)[0])
+        at += _LENGTH.size
+    else:
+        length = len(datagram) - at
+    offset = (high << 32) + low
+    if at + length > len(datagram) or offset + length >= MAX_OFFSET:
+        raise BearerFormatError("a stream frame runs over the end of its datagram")
+    return StreamFrame(stream, offset, datagram[at : at + length], tag in (_F_FIN, _F_LAST_FIN)), at + length
 
 
 def _decode_ack(datagram: bytes, at: int) -> tuple[AckFrame, int]:
