@@ -133,7 +133,7 @@ def _rival(
 async def fanout(run: Run) -> None:
     count = 8
     rate = (run.options.rate or 10) * 1e6
-    size = run.options.size * MB if run.options.size else (20 if run.quick else 100) * MB
+    size = run.options.size * MB if run.options.size else (20 if run.quick else 500) * MB
     names = [f"a{n}" for n in range(count)]
     bound = max(size * 8 / rate, count * size * 8 / (rate * (count + 1)))
     run.parameter(bytes=size, rate_bit_s=rate, agents=count, bound_s=bound)
