@@ -253,6 +253,7 @@ def as_table(topology: Topology) -> dict[str, Any]:
         "seed": topology.seed,
         "mtu": topology.mtu,
         "time_scale": topology.time_scale,
+        "lan": topology.lan,
         "hosts": [
             {"name": h.name, "site": h.site, "congestion": h.congestion, "address": topology.address(h.name)}
             for h in topology.hosts
@@ -290,4 +291,5 @@ def from_table(table: Mapping[str, Any]) -> Topology:
         table["time_scale"],
         table["seed"],
         table["mtu"],
+        table["lan"],
     )

@@ -56,6 +56,12 @@ def test_hosts_reach_each_other_over_lans_and_links() -> None:
         assert stats["boat-far"]["far>boat"]["delivered_bytes"] == 3 * 84
 
 
+def test_the_ports_of_a_lan_carry_no_more_than_its_rate() -> None:
+    with Network(parse({"lan": "10M", "sites": {"rack": ["a", "b"]}})) as net:
+        for host in ("a", "b"):
+            assert "qdisc tbf" in net.run(host, ["tc", "qdisc", "show", "dev", "eth0"]).stdout
+
+
 def test_a_network_does_not_reach_the_machine_or_another_network() -> None:
     with Network(pair()) as one, Network(pair()) as two, two.inside("a"):
         listener = socket.create_server((two.address("a"), 7000))

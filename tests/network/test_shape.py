@@ -110,6 +110,9 @@ def test_every_profile_survives_the_way_to_the_relay() -> None:
     for name in PROFILES:
         topology = pair(name, far=("b", "c"))
         assert from_table(as_table(topology)) == topology
+    lan = parse({"lan": "1G", "sites": {"rack": ["a", "b"]}})
+    assert lan.lan == 1e9
+    assert from_table(as_table(lan)) == lan
 
 
 def test_the_time_scale_shrinks_schedules_alone() -> None:

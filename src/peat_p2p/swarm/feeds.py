@@ -33,6 +33,7 @@ from peat_p2p.swarm.torrents import Torrent
 log = logging.getLogger(__name__)
 MOST_PEERS = 2  # holders that are asked at the same time: each costs a connection across the link
 _MOST_NEAR = 8
+_NEAR_LINES = 2  # from one holder: while one thread hashes and writes a chunk, the other reads
 TCP_STREAMS = 2  # on leo as full as four, with less work, and fuller than one
 FAST = 3_500_000.0  # bytes per second: beyond, the work that a bearer has with each datagram is felt
 STALL_S = 10.0
@@ -181,7 +182,8 @@ class Feeds:
             for peer in far[: max(0, MOST_PEERS - len(fed))]:
                 self._begin(peer, straight=False)
             for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
-                self._begin(peer, straight=True, near=True, past=self._alone)
+                for _ in range(_NEAR_LINES if self._alone else 1):
+                    self._begin(peer, straight=True, near=True, past=self._alone)
             for peer in able.values():
                 self._widen(peer, now)
         for feed in self._feeds.values():
