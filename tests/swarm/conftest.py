@@ -52,6 +52,13 @@ class Node:
         }
         return PeerCandidate(**(values | changes))  # type: ignore[arg-type]
 
+    def lose(self, package: StoredPackage) -> None:
+        """Be as if a package had never been here."""
+        for chunk in package.index.unique_chunks:
+            self.store.chunk_path(chunk.hex).unlink()
+        self.store.verify_many(package.index.unique_chunks)
+        self.store.remove_package(package.manifest_digest)
+
     def publish(self, source: Path, version: str = "1.0") -> StoredPackage:
         builder = torrent_builder(self.store, self.credentials.ca_pem)
         return publish(source, "app", version, "any", self.store, self.credentials, builder, SystemClock())

@@ -111,10 +111,7 @@ async def test_where_bytes_are_counted_the_torrent_carries_them(node, content, d
         assert dialled
         await ann.stop()
         await bob.stop()
-        for chunk in package.index.unique_chunks:
-            bob.store.chunk_path(chunk.hex).unlink()
-        bob.store.verify_many(package.index.unique_chunks)
-        bob.store.remove_package(package.manifest_digest)
+        bob.lose(package)
 
 
 async def test_a_giver_that_knows_no_lines_gives_by_torrent(node, content, dialled, monkeypatch) -> None:
@@ -215,10 +212,7 @@ async def test_a_foreign_node_gets_nothing(node, content, formation_dir) -> None
     ann = node("ann")
     package = ann.publish(content(size=100_000, files=1))
     await (await ann.start()).seed(package)
-    context = NodeCredentials.load(formation_dir / "mal").client_context()
-    line = DirectLine(
-        ann.engine.metadata_address, context, package.manifest.infohash, package.index.unique_chunks, print, "ann"
-    )
+    line = _line(ann, NodeCredentials.load(formation_dir / "mal"), package)
     line.ask(Ask(0, 1).encode(), 1, {})
     async with asyncio.timeout(10):
         with pytest.raises(UnavailableError):
@@ -230,7 +224,7 @@ async def test_a_package_that_is_not_given_is_refused(node, content) -> None:
     ann, bob = node("ann"), node("bob")
     package = ann.publish(content(size=100_000, files=1))
     await ann.start()
-    line = _line(ann, bob, package)
+    line = _line(ann, bob.credentials, package)
     async with asyncio.timeout(10):
         with pytest.raises(NotHeldError):
             await line.next()
@@ -242,13 +236,13 @@ async def test_asks_for_what_there_is_not_end_the_line_and_no_thread_stays(node,
     package = ann.publish(content(size=100_000, files=1))
     await (await ann.start()).seed(package)
     for asks in (Ask(0, 60_000), Ask(10**6, 1), Ask(0, 1, 10**6)):
-        line = _line(ann, bob, package)
+        line = _line(ann, bob.credentials, package)
         line.ask(asks.encode(), asks.count, {})
         async with asyncio.timeout(10):
             with pytest.raises(UnavailableError):
                 await line.next()
         line.close()
-    idle = _line(ann, bob, package)
+    idle = _line(ann, bob.credentials, package)
     await asyncio.sleep(0.1)
     idle.close()
     async with asyncio.timeout(5):
@@ -320,15 +314,9 @@ def noisy(formation_dir, tmp_path):
     assert not thread.is_alive()
 
 
-def _line(giver, taker, package) -> DirectLine:
-    return DirectLine(
-        giver.engine.metadata_address,
-        taker.credentials.client_context(),
-        package.manifest.infohash,
-        package.index.unique_chunks,
-        lambda *_: None,
-        giver.name,
-    )
+def _line(giver, taker: NodeCredentials, package, put: direct.Put = lambda *_: None) -> DirectLine:
+    address, context = giver.engine.metadata_address, taker.client_context()
+    return DirectLine(address, context, package.manifest.infohash, package.index.unique_chunks, put, giver.name)
 
 
 async def test_a_chunk_goes_on_where_it_broke_off(node, content) -> None:
@@ -338,14 +326,7 @@ async def test_a_chunk_goes_on_where_it_broke_off(node, content) -> None:
     chunk = package.index.unique_chunks[1]
     half = bytearray(ann.store.read_chunk(chunk)[: chunk.size // 2])
     got: list[bytes] = []
-    line = DirectLine(
-        ann.engine.metadata_address,
-        bob.credentials.client_context(),
-        package.manifest.infohash,
-        package.index.unique_chunks,
-        lambda _chunk, data: got.append(bytes(data)),
-        "ann",
-    )
+    line = _line(ann, bob.credentials, package, lambda _piece, data: got.append(bytes(data)))
     line.ask(Ask(1, 1, len(half)).encode(), 1, {1: half})
     async with asyncio.timeout(10):
         while not isinstance(event := await line.next(), Whole):

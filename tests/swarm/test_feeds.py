@@ -169,10 +169,7 @@ async def test_caps_hold_on_both_sides(node, content) -> None:
         assert loop.time() - began >= package.index.unique_bytes / 1_000_000 - 0.5
         await ann.stop()
         await bob.stop()
-        for chunk in package.index.unique_chunks:
-            bob.store.chunk_path(chunk.hex).unlink()
-        bob.store.verify_many(package.index.unique_chunks)
-        bob.store.remove_package(package.manifest_digest)
+        bob.lose(package)
 
 
 @pytest.mark.parametrize("asks", [Ask(0, 60_000), Ask(10**6, 1)])

@@ -32,6 +32,7 @@ HELLO = b"peat-chunks/1\n"  # its first byte begins no TLS record
 OPEN, REFUSED = b"\x01", b"\x00"
 CONNECT_S = 2.0
 _SILENCE_S = 60.0
+Put = Callable[[int, memoryview], None]  # the number of a chunk, its content, which is another's after the call
 _TOLD_BYTES = 1 << 20
 
 
@@ -78,7 +79,7 @@ class DirectLine:
         context: ssl.SSLContext,
         infohash: str,
         chunks: Sequence[ChunkRef],
-        put: Callable[[ChunkRef, memoryview], None],
+        put: Put,
         name: str,
     ) -> None:
         self.begun: dict[int, bytearray] = {}  # what came of chunks that broke off; complete once `next` has raised
@@ -180,7 +181,7 @@ class DirectLine:
         good = blake3(view).digest() == chunk.digest
         if good:
             try:
-                self._put(chunk, view)
+                self._put(piece, view)
             except OSError as error:
                 raise NotPutError(error) from error
         self._tell(Whole(piece, good, bool(first)))

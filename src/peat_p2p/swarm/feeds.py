@@ -266,13 +266,18 @@ class Feeds:
     async def _follow(self, feed: _Feed) -> None:
         """Chunks by a direct line."""
         peer, around, parsed = feed.peer, self._around, self._torrent.parsed
-        put = around.store.lay if feed.past else self._torrent.give_chunk
+
+        def put(piece: int, data: memoryview) -> None:
+            if feed.past:
+                around.store.lay(parsed.chunks[piece], data)
+            else:
+                self._torrent.give(piece, bytes(data))
+
         line = await around.client.direct(peer, parsed.meta.infohash, parsed.chunks, put)
         asking = self._tasks.create_task(self._ask_line(feed, line), name=f"ask {peer.agent_id}")
         try:
             while not feed.retiring or self._asks.owes(feed.name):
                 event = await line.next()
-                feed.last = around.clock.monotonic()
                 if isinstance(event, Came):
                     self._count(feed, event.count)
                     around.book.succeeded(peer.endpoint_id)

@@ -29,7 +29,7 @@ from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm.asks import NotHeldError
 from peat_p2p.swarm.chunkserver import PACED_HEADER, chunk_handler
-from peat_p2p.swarm.direct import DirectLine
+from peat_p2p.swarm.direct import DirectLine, Put
 from peat_p2p.swarm.directserver import DirectServer, shared_port
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
@@ -272,13 +272,7 @@ class MetadataClient:
         async with self._ask("POST", peer, path, {}, asks, timeout=timeout, straight=straight) as response:
             yield ChunkAnswer(response.content, response.headers.get(PACED_HEADER) == "1")
 
-    async def direct(
-        self,
-        peer: PeerCandidate,
-        infohash: str,
-        chunks: Sequence[ChunkRef],
-        put: Callable[[ChunkRef, memoryview], None],
-    ) -> DirectLine:
+    async def direct(self, peer: PeerCandidate, infohash: str, chunks: Sequence[ChunkRef], put: Put) -> DirectLine:
         """A line to a peer on a short path, to ask for a package's chunks; see there. Raises UnavailableError."""
         address = await self._routes.metadata(peer, straight=True)
         return DirectLine(address, self._context, infohash, chunks, put, peer.agent_id)

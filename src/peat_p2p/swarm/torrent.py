@@ -47,10 +47,6 @@ class ParsedInfo:
         at = bisect_left(self.chunks, key, key=lambda chunk: chunk.digest)
         return self.chunks[at] if at < len(self.chunks) and self.chunks[at].digest == key else None
 
-    def number(self, chunk: ChunkRef) -> int:
-        """Which piece a chunk of this torrent is."""
-        return bisect_left(self.chunks, chunk.digest, key=lambda one: one.digest)
-
 
 def torrent_builder(store: ChunkStore, ca_pem: bytes) -> TorrentBuilder:
     """What `publish` calls: makes torrents of the store's chunks, with the roots it has computed already."""

@@ -18,7 +18,6 @@ from typing import Any
 
 import libtorrent as lt
 
-from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.ledger import Connection
 from peat_p2p.swarm.session import (
@@ -172,12 +171,11 @@ class Torrent:
                 self.unwanted.update(pieces)
 
     def give(self, piece: int, data: bytes) -> None:
-        """Hand over a whole piece that came another way; it is checked, written and had like any other."""
-        self._handle.add_piece(piece, data, 0)
+        """Hand over a whole piece that came another way; it is checked, written and had like any other.
 
-    def give_chunk(self, chunk: ChunkRef, data: memoryview) -> None:
-        """As `give`, from any thread."""
-        self.give(self.parsed.number(chunk), bytes(data))
+        May be called from any thread.
+        """
+        self._handle.add_piece(piece, data, 0)
 
     def flush(self) -> None:
         """Write what libtorrent holds back. It keeps finished pieces in memory for seconds otherwise."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peat_p2p.swarm.bearers import frames
+from peat_p2p.swarm.bearers.arrivals import Arrivals
 from peat_p2p.swarm.bearers.frames import (
     AckFrame,
     CreditFrame,
@@ -33,7 +34,6 @@ _YOUNG_S = 120.0
 _SLOW_RATE = 12_500.0  # bytes per second below which packets are small, so that one does not hold up the link
 _SMALL_DATAGRAM = 700
 _UNPROVEN_PACKETS = 3
-_KEPT_RANGES = 2 * frames.MAX_RANGES
 _CATCH_UP_S = 0.005
 _TERMS_EVERY = 16  # packets
 _ECHO_PACKETS = 6
@@ -107,7 +107,7 @@ class Association:
         self._probes = 0
         self._had_nothing = True
         self._limited_since_ack = True
-        self._ranges: list[list[int]] = []  # received packet numbers, ascending
+        self._arrivals = Arrivals()
         self._received = 0
         self._newest_at = 0.0
         self._newest = -1
@@ -183,7 +183,7 @@ class Association:
     def receive(self, packet: Packet, size: int, now: float) -> list[Arrived]:
         """Take a packet in. Raises ValueError when the other side breaks the rules."""
         self.last_heard = now
-        if not self._note(packet.number):
+        if not self._arrivals.note(packet.number):
             return []
         self._received += size
         if packet.number > self._newest:
@@ -205,39 +205,10 @@ class Association:
                 out.append(Arrived(frame.stream, reset=True))
             elif isinstance(frame, TermsFrame) and packet.number == self._newest:
                 self._their_delay = frame.ack_delay
-                while self._ranges[0][1] < packet.number - frame.back:
-                    del self._ranges[0]
+                self._arrivals.forget_before(packet.number - frame.back)
         if packet.wants_ack and self._ack_at is None:
             self._ack_at = now + self._their_delay
         return out
-
-    def _note(self, number: int) -> bool:
-        """Remember a packet number; False when it has been here before."""
-        ranges = self._ranges
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-            return True
-        if not ranges or number > ranges[-1][1]:
-            ranges.append([number, number])
-            if len(ranges) > _KEPT_RANGES:
-                del ranges[0]
-            return True
-        for place in range(len(ranges) - 1, -1, -1):
-            low, high = ranges[place]
-            if low <= number <= high:
-                return False
-            if number > high:
-                joins = place + 1 < len(ranges) and ranges[place + 1][0] == number + 1
-                if number == high + 1:
-                    ranges[place][1] = number
-                    if joins:
-                        ranges[place][1] = ranges.pop(place + 1)[1]
-                elif joins:
-                    ranges[place + 1][0] = number
-                else:
-                    ranges.insert(place + 1, [number, number])
-                return True
-        return False  # older than all we remember: long since acknowledged or sent again
 
     def _on_stream(self, frame: StreamFrame) -> Arrived | None:
         stream = self.streams.get(frame.stream)
@@ -499,7 +470,7 @@ class Association:
 
     def _take_ack(self, now: float) -> bytes | None:
         self._ack_at = None
-        if not self._ranges:
+        ranges = self._arrivals.newest(frames.MAX_RANGES)
+        if not ranges:
             return None
-        ranges = [(low, high) for low, high in reversed(self._ranges[-frames.MAX_RANGES :])]
         return AckFrame(now - self._newest_at, self._newest_at, self._received, ranges).encode()

@@ -62,10 +62,7 @@ class Paths:
 
     def short(self, bearer: HostPort) -> bool:
         """Whether a peer's bearer has shown that the way to it is short."""
-        if not _by_bearer(bearer):
-            return False
-        shown = self._bearers.reading(bearer)
-        return shown is not None and (shown.min_rtt < LONG_RTT_S or not self._long.get(bearer, True))
+        return _by_bearer(bearer) and self._bearers.reading(bearer) is not None and not self.far(bearer)
 
     async def _is_long(self, direct: HostPort, bearer: HostPort, shown: float) -> bool:
         """Whether a path is long. A bearer answers when its process gets to it: a busy one looks farther than it is.
