@@ -6,12 +6,15 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peat_p2p.content import disk as disk_module
 from peat_p2p.content import store as store_module
@@ -119,7 +122,7 @@ def test_sync_reaches_files_and_folders(store: ChunkStore, monkeypatch: pytest.M
     path = store.chunk_path(chunk.hex)
     assert synced[:2] == [str(path), str(path.parent)]
     whole: list[Path] = []
-    monkeypatch.setattr(store_module, "sync_file_system", whole.append)
+    monkeypatch.setattr(disk_module, "sync_file_system", whole.append)
     store.verify_many([place(store, bytes([number])) for number in range(9)])
     assert whole == [store.root]
 
@@ -313,6 +316,66 @@ def test_write_cut_short_by_a_full_disk_is_told(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         disk_module.write_new(tmp_path / "f", bytes(100_000))
     assert not (tmp_path / "f").exists()
+
+
+@given(
+    cuts=st.lists(st.integers(1, 400_000), max_size=8),
+    seed=st.integers(0, 1 << 32),
+    refused=st.sampled_from(["", "open", "write"]),
+)
+def test_file_is_put_together_from_parts_in_any_order(cuts: list[int], seed: int, refused: str) -> None:
+    rng = random.Random(seed)
+    data = rng.randbytes(400_001)
+    ends = sorted({*cuts, len(data)})
+    parts = list(zip([0, *ends], ends, strict=False))
+    rng.shuffle(parts)
+    real_open, real_write = os.open, os.pwrite
+    direct: set[int] = set()
+
+    def choose(path: Path, flags: int, mode: int = 0o777) -> int:
+        if refused == "open" and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fd = real_open(path, flags, mode)
+        (direct.add if flags & os.O_DIRECT else direct.discard)(fd)
+        return fd
+
+    def write(fd: int, content: memoryview, offset: int) -> int:
+        if refused == "write" and fd in direct:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real_write(fd, content, offset)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk_module.os, "open", choose)
+        patch.setattr(disk_module.os, "pwrite", write)
+        file = disk_module.NewFile(Path(folder) / "f", 0o600)
+        for begin, end in parts:
+            file.write(memoryview(data)[begin:end], begin)
+        file.close()
+        assert (Path(folder) / "f").read_bytes() == data
+
+
+def test_parts_cut_short_by_a_full_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = disk_module.NewFile(tmp_path / "f", 0o600)
+    monkeypatch.setattr(disk_module.os, "pwrite", lambda fd, data, offset: 1000)
+    with pytest.raises(OSError, match="No space left"):
+        file.write(memoryview(bytes(100_000)), 0)
+    file.close()
+
+
+def test_what_may_not_be_opened_any_more_is_made_durable_with_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[Path] = []
+    monkeypatch.setattr(disk_module, "sync_file_system", whole.append)
+    disk_module.make_durable(tmp_path, [], [tmp_path])
+    assert not whole
+
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(disk_module.os, "open", refuse)
+    disk_module.make_durable(tmp_path, [tmp_path / "f"], [tmp_path])
+    assert whole == [tmp_path]
 
 
 # Death

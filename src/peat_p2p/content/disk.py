@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from peat_p2p.core.errors import ExhaustedError
@@ -28,15 +28,36 @@ _NO_COPY = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS}
 _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 _DIRECT_BYTES = 64 << 10
 _BLOCK = 4096
+_SYNC_EACH = 8  # up to so many files are synced each
 _local = threading.local()
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_durable(root: Path, files: Collection[Path], folders: Collection[Path]) -> None:
+    """Make files and folders below `root` durable. Raises OSError."""
+    try:
+        if max(len(files), len(folders)) <= _SYNC_EACH:
+            for path in (*files, *folders):
+                _sync(path)
+            return
+    except PermissionError:  # not even its owner may open it by now
+        pass
+    sync_file_system(root)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_file_system(path: Path) -> None:
     """Make everything written so far to the file system of `path` durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        # One syncfs costs about as much as one fsync; a thousand small files cost a thousand fsyncs.
+        # A thousand small files cost a thousand fsyncs; one syncfs costs little more than one, and what others wrote.
         if _libc.syncfs(fd) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
@@ -70,23 +91,85 @@ def write_new(path: Path, data: memoryview | bytes) -> os.stat_result:
         os.close(fd)
 
 
+class NewFile:
+    """A new file whose parts are written in any order; not durable until its file system is synced.
+
+    Of large parts, whole blocks go past the page cache where the file system lets them, as with `write_new`. Raises
+    OSError.
+    """
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self._path = path
+        self._direct: int | None = None
+        self._try_direct = True
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Put `data` at `offset`."""
+        begin = -(-offset // _BLOCK) * _BLOCK
+        end = (offset + len(data)) // _BLOCK * _BLOCK
+        if end - begin >= _DIRECT_BYTES and self._past_cache(data[begin - offset : end - offset], begin):
+            # A block that belongs to two parts is the page cache's alone: it puts them together.
+            self._write(data[: begin - offset], offset)
+            self._write(data[end - offset :], end)
+        else:
+            self._write(data, offset)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._direct is not None:
+            os.close(self._direct)
+        os.close(self.fd)
+
+    def _past_cache(self, blocks: memoryview, offset: int) -> bool:
+        if not self._try_direct:
+            return False
+        try:
+            if self._direct is None:
+                self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with memoryview(_aligned(len(blocks))) as buffer:
+                buffer[: len(blocks)] = blocks
+                written = 0
+                while written < len(blocks):
+                    written += _whole(os.pwrite(self._direct, buffer[written : len(blocks)], offset + written))
+        except OSError as error:
+            if error.errno not in _NO_DIRECT:
+                raise
+            self._try_direct = False
+        return self._try_direct
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self.fd, data[written:], offset + written)
+
+
+def _aligned(size: int) -> mmap.mmap:
+    """This thread's memory for a write past the page cache, which must start on a block; the next call gives it too."""
+    aligned: mmap.mmap | None = getattr(_local, "aligned", None)
+    if aligned is None or len(aligned) < size:
+        # A mapping starts on a page; it is made anew only for more.
+        aligned = _local.aligned = mmap.mmap(-1, max(size, 1 << 20))
+    return aligned
+
+
+def _whole(count: int) -> int:
+    """What such a write has written. Raises OSError where it was cut short: the rest would not be aligned."""
+    if count % _BLOCK:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return count
+
+
 def _write_direct(path: Path, flags: int, data: memoryview) -> os.stat_result:
     size = len(data)
     padded = -(-size // _BLOCK) * _BLOCK
-    aligned: mmap.mmap | None = getattr(_local, "aligned", None)
-    if aligned is None or len(aligned) < padded:
-        # A mapping starts on a page, as such writes demand; it is made anew only for a larger file.
-        aligned = _local.aligned = mmap.mmap(-1, max(padded, 1 << 20))
-    with memoryview(aligned) as buffer:
+    with memoryview(_aligned(padded)) as buffer:
         buffer[:size] = data
         fd = os.open(path, flags | os.O_DIRECT, 0o644)
         try:
             written = 0
             while written < padded:
-                count = os.write(fd, buffer[written:padded])
-                if count % _BLOCK:  # cut short where the disk is full; the rest would not be aligned
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-                written += count
+                written += _whole(os.write(fd, buffer[written:padded]))
             os.ftruncate(fd, size)
             return os.fstat(fd)
         finally:

@@ -24,7 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from peat_p2p.content.codecs import encoder
-from peat_p2p.content.disk import FULL, clone, disk_full, exhausted, free_bytes, sync_file_system
+from peat_p2p.content.disk import FULL, NewFile, clone, disk_full, exhausted, free_bytes, make_durable
 from peat_p2p.content.entries import FileEntry, Kind, Recipe
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.layout import Span, spans
@@ -109,7 +109,7 @@ class Placement:
         """Write the rest, of which every chunk must be here, and put the folder in place, durably."""
         with self._told():
             self._writer.finish()
-            sync_file_system(self._temporary)
+            make_durable(self._temporary, *self._writer.made())
             if os.path.lexists(self._destination):
                 raise ConflictError(f"{self._destination} came to be while its content was written")
             self._temporary.rename(self._destination)
@@ -300,6 +300,11 @@ class _Writer:
             path.chmod(mode)
         self._root.chmod(self._index.root_mode or 0o755)
 
+    def made(self) -> tuple[list[Path], list[Path]]:
+        """The files and the folders that are there."""
+        files = [self._root / entry.path for entry in self._index.files if entry.kind is Kind.FILE]
+        return files, [self._root, *(path for path, _ in self._folders)]
+
     def close(self) -> None:
         for file in self._files:
             if file.work is not None:
@@ -318,21 +323,21 @@ class _Writer:
         )
         if whole is not None and self._share(whole, path, entry.mode):
             return
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        file = NewFile(path, 0o600)
         try:
             if entry.recipe:
-                self._make(entry, entry.recipe, fd, parts)
+                self._make(entry, entry.recipe, file.fd, parts)
             else:
-                yield from self._put(entry, fd, parts)
-            set_xattrs(fd, entry.xattrs)
-            os.fchmod(fd, entry.mode)
+                yield from self._put(entry, file, parts)
+            set_xattrs(file.fd, entry.xattrs)
+            os.fchmod(file.fd, entry.mode)
         finally:
-            os.close(fd)
+            file.close()
 
     def _view(self, part: Span) -> memoryview:
         return self._bytes(part.chunk)[part.offset : part.offset + part.length]
 
-    def _put(self, entry: FileEntry, fd: int, parts: Sequence[Span]) -> Generator[bool, None, None]:
+    def _put(self, entry: FileEntry, file: NewFile, parts: Sequence[Span]) -> Generator[bool, None, None]:
         # Chunks come in the order of their names, so each is written where it belongs, whichever is next.
         extents = _Extents(entry)
         waiting = list(zip(accumulate((part.length for part in parts), initial=0), parts, strict=False))
@@ -344,15 +349,13 @@ class _Writer:
                     continue
                 view = self._view(part)
                 for offset, length in extents.of(at, part.length):
-                    written = 0
-                    while written < length:
-                        written += os.pwrite(fd, view[written:length], offset + written)
+                    file.write(view[:length], offset)
                     view = view[length:]
             waiting = later
             if waiting:
                 yield False
         if entry.runs:
-            os.ftruncate(fd, entry.size)
+            os.ftruncate(file.fd, entry.size)
 
     def _make(self, entry: FileEntry, recipe: Recipe, fd: int, parts: Sequence[Span]) -> None:
         content = _Pieces(map(self._view, parts))

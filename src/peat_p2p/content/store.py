@@ -23,7 +23,7 @@ from typing import Any, Self
 from blake3 import blake3
 
 from peat_p2p.content.batch import ChunkBatch
-from peat_p2p.content.disk import disk_full, exhausted, free_bytes, sync_file_system
+from peat_p2p.content.disk import disk_full, exhausted, free_bytes, make_durable
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.journal import ChunkRow, Journal, PackageParts, PackageRow
 from peat_p2p.content.manifest import Manifest, manifest_digest, unverified_payload
@@ -44,10 +44,10 @@ from peat_p2p.core.errors import ConflictError, InvalidInputError, NotFoundError
 __all__ = ["RESERVE_BYTES", "ChunkStore", "PackageSummary", "StoredPackage", "StoreStat", "missing_bytes"]
 
 RESERVE_BYTES = 64 << 20
-_SYNC_EACH = 8  # up to so many files are synced one by one, more by one sync of the file system
 _GC_SLICE = 200
 _RECHECK_CHUNKS = 1000
 _HASHERS = 4
+_FEW = 8  # are not worth threads
 
 
 class ChunkStore:
@@ -184,7 +184,7 @@ class ChunkStore:
 
     def _hash(self, chunks: Iterable[ChunkRef], bad: set[str]) -> list[ChunkRow]:
         wanted = list(chunks)
-        if len(wanted) <= _SYNC_EACH:
+        if len(wanted) <= _FEW:
             rows = [self._hash_one(chunk) for chunk in wanted]
         else:
             with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
@@ -218,20 +218,8 @@ class ChunkStore:
 
     def sync(self, digests: Collection[str]) -> None:
         """Make the files of these chunks durable."""
-        if len(digests) > _SYNC_EACH:
-            sync_file_system(self.root)
-            return
-        folders = set()
-        for digest in digests:
-            path = self.chunk_path(digest)
-            folders.add(path.parent)
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        for folder in folders:
-            sync_dir(folder)
+        files = [self.chunk_path(digest) for digest in digests]
+        make_durable(self.root, files, {path.parent for path in files})
 
     def read_chunk(self, chunk: ChunkRef) -> bytes:
         """The verified content of a chunk. Raises NotFoundError; a rotten chunk is dropped first."""

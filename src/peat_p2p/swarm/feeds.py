@@ -223,6 +223,8 @@ class Feeds:
         feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, past, last=now)
         self._feeds[feed.name] = feed
         self._asks.open(feed.name)
+        way = "a direct line" if near else "TCP" if straight else "its bearer"
+        log.debug("chunks from %s by %s%s", peer.agent_id, way, ", past the torrent" if past else "")
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
 
     def _end(self, feed: _Feed) -> None:
