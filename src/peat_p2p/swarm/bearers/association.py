@@ -36,6 +36,7 @@ _SMALL_DATAGRAM = 700
 _UNPROVEN_PACKETS = 3
 _CATCH_UP_S = 0.005
 _TERMS_EVERY = 16  # packets
+_PACKETS_AN_ACK, _MOST_ACK_S = 12, 0.05
 _ECHO_PACKETS = 6
 _ECHO_SHARE = 0.003
 
@@ -395,8 +396,16 @@ class Association:
 
     @property
     def _ask_delay(self) -> float:
-        """How long the other side may keep an acknowledgement back: a small part of a round trip."""
-        return min(max(self.pacer.min_rtt / 6, 0.004), 0.15)
+        """How long the other side may keep an acknowledgement back: a small part of a round trip.
+
+        A larger part where packets come slowly for so short a path: it has other traffic, which pays for each.
+        """
+        pacer = self.pacer
+        delay = min(max(pacer.min_rtt / 6, 0.004), 0.15)
+        if not pacer.bandwidth:
+            return delay
+        apart = _PACKETS_AN_ACK * pacer.packet_bytes / pacer.bandwidth
+        return max(delay, min(apart, pacer.min_rtt / 2, _MOST_ACK_S))
 
     def _data_datagram(self, now: float) -> bytes:
         room = frames.MAX_DATAGRAM
