@@ -184,6 +184,7 @@ async def test_a_bearer_that_is_not_there_is_hoped_for_once(monkeypatch: pytest.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
             deaf.bind(("127.0.0.1", 0))
             silent = HostPort(*deaf.getsockname())
+            assert paths.perhaps_far(silent)
             local = await paths.to(direct, silent, Service.SWARM)
             assert local != direct
             assert paths.behind(local) == direct
@@ -192,6 +193,7 @@ async def test_a_bearer_that_is_not_there_is_hoped_for_once(monkeypatch: pytest.
                     await through(local, b"is anybody there")
             assert near.reading(silent) is None
             assert await paths.to(direct, silent, Service.SWARM) == direct
+            assert not paths.perhaps_far(silent)
 
 
 async def test_a_short_path_is_taken_straight_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +208,7 @@ async def test_a_short_path_is_taken_straight_once_it_is_known(monkeypatch: pyte
         monkeypatch.setattr(paths_module, "LONG_RTT_S", 1000.0)
         assert await paths.to(direct, far.address, Service.SWARM) == direct
         assert not paths.far(far.address)
+        assert not paths.perhaps_far(far.address)
         monkeypatch.setattr(paths_module, "LONG_RTT_S", 0.0)
         assert await paths.to(direct, far.address, Service.SWARM) == local
         assert paths.far(far.address)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
 from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE, SHARE_PATIENCE_S, Giving, Pace, Plan, whom_to_ask
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
 DIGESTS = [hashlib.sha256(bytes([n, n])).digest() for n in range(200)]
@@ -180,6 +181,23 @@ def test_the_plan_alternates_between_own_share_and_neighbours() -> None:
     assert third.wanted == rest | begun
 
 
+def test_while_feeds_bring_the_own_share_the_torrent_gets_what_neighbours_have() -> None:
+    plan = Plan("a", "s", DIGESTS)
+    far, near = candidate("x", "t"), candidate("b", "s", complete=False)
+    theirs = [number < 50 for number in range(200)]
+    first = plan.decide(0.0, ALL, (), [far, near], {"b": theirs}, fed=True)
+    assert first.inside
+    assert first.apart
+    assert first.first
+    assert not first.first & set(range(50))
+    assert first.wanted == first.first | set(range(50))
+    second = plan.decide(1.0, ALL - first.wanted, (), [far, near], {"b": theirs}, fed=True)
+    assert second.inside
+    assert not second.apart
+    # Should no feed be able to go on, the torrent fetches the share, connected to anybody.
+    assert not plan.decide(2.0, ALL, (), [far, near], {"b": theirs}).inside
+
+
 def test_without_a_site_neighbours_or_an_outside_there_is_no_thrift() -> None:
     near, far = candidate("b", "s", complete=False), candidate("x", "t")
     for site, peers in (("", [near, far]), ("s", [far]), ("s", [near])):
@@ -295,8 +313,13 @@ def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:
     assert thrift.mine(61.0, ALL, set()) == ALL
 
 
-@pytest.mark.parametrize("death", [False, True])
-async def test_a_site_crosses_the_link_about_once(node, content, death: bool) -> None:
+@pytest.mark.parametrize(
+    ("fed", "death", "most"), [(False, False, 1.15), (False, True, 1.5), (True, False, 1.05), (True, True, 1.15)]
+)
+async def test_a_site_crosses_the_link_about_once(node, content, monkeypatch, fed, death, most) -> None:
+    if fed:
+        for name in ("far", "perhaps_far"):
+            monkeypatch.setattr(Routes, name, lambda _, peer: peer.site == "north")
     ann = node("ann")
     site = [node(name) for name in ("bob", "cat", "dan")]
     package = ann.publish(content(size=4_000_000))
@@ -325,4 +348,4 @@ async def test_a_site_crosses_the_link_about_once(node, content, death: bool) ->
         for source in transfer.status().sources
         if source.agent_id not in ("bob", "cat", "dan")
     )
-    assert crossed <= total * (1.5 if death else 1.15)
+    assert crossed <= total * most

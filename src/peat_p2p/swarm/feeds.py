@@ -130,6 +130,19 @@ class Feeds:
         """Whether the torrent had all that came."""
         return not self._torrent_behind
 
+    def givers(self, candidates: Iterable[PeerCandidate]) -> list[PeerCandidate]:
+        """Those beyond a long path that can bring anything, as far as is known."""
+        around = self._around
+        return [
+            peer
+            for peer in candidates
+            if peer.complete
+            and not peer.kin
+            and peer.endpoint_id not in self._unable
+            and not around.book.health(peer.endpoint_id).failures
+            and around.routes.perhaps_far(peer)
+        ]
+
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
     ) -> set[str]:
@@ -145,7 +158,8 @@ class Feeds:
         near.discard("")
         crowd = any(not peer.complete and peer.site not in near for peer in known)
         holders = [peer for peer in allowed if peer.complete and not peer.kin and peer.endpoint_id not in self._unable]
-        able = [peer for peer in holders if routes.far(peer)] if decision.apart or not crowd else []
+        far = routes.perhaps_far if decision.inside else routes.far
+        able = [peer for peer in holders if far(peer)] if decision.apart or not crowd else []
         self._alone = all(peer.complete for peer in known)
         if self._alone or decision.apart:
             able += self._beside(holders)
@@ -178,7 +192,7 @@ class Feeds:
         if self._asks.waiting:
             fed = {feed.peer.endpoint_id for feed in self._feeds.values()}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
-            far = [peer for peer in due if self._around.routes.far(peer)]
+            far = [peer for peer in due if not self._around.routes.near(peer)]
             for peer in far[: max(0, MOST_PEERS - len(fed))]:
                 self._begin(peer, straight=False)
             for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:

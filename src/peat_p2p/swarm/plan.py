@@ -1,9 +1,10 @@
 """What a transfer wants at this moment: which pieces, and from inside its site alone or from outside as well.
 
-Owns the decision that joins thrift and holding back. Two phases alternate where a site shares a thin link: *outside*,
-in which an agent wants its own share alone and connects to anybody, and *inside*, in which it wants everything and
-connects to its neighbours alone, so that nothing that a neighbour has or will have crosses the link again. Pieces that
-are begun are always finished: nothing is thrown away by a change of mind. Pure. Must not know torrents or sockets.
+Owns the decision that joins thrift and holding back. Where a site shares a thin link nothing that a neighbour has or
+will have may cross it again. If feeds bring the own share, the torrent keeps to the neighbours and gets what they have
+meanwhile. Otherwise two phases alternate: *outside*, in which an agent wants its own share alone and connects to
+anybody, and *inside*, in which it wants everything and connects to its neighbours alone. Pieces that are begun are
+always finished: nothing is thrown away by a change of mind. Pure. Must not know torrents or sockets.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Pieces to want, of these `first`; whether to be connected to neighbours alone; a remark on that, if any.
+    """Pieces to want, of these `first`; whether a torrent keeps to neighbours; a remark on that, if any.
 
     `apart`: complete holders are to be asked for `first` alone, the rest comes from those who fetch, too.
     """
@@ -118,8 +119,13 @@ class Plan:
         candidates: Sequence[PeerCandidate],
         pieces_of: Mapping[str, Sequence[bool]],
         held: str = "",
+        *,
+        fed: bool = False,
     ) -> Decision:
-        """Decide. `pieces_of` tells what each connected peer (by endpoint id) has; `held` is a reason to hold back."""
+        """Decide. `pieces_of` tells what each connected peer (by endpoint id) has; `held` is a reason to hold back.
+
+        `fed` says that feeds can bring the own share from outside.
+        """
         begun = frozenset(piece for piece in partial if piece in missing)
         if held:
             return Decision(begun, False, held)
@@ -136,7 +142,10 @@ class Plan:
         hoped = self._hoped(now, neighbours, counts)
         mine = self._mine = frozenset() if hoped else frozenset(self._thrift.mine(now, missing, at_site))
         if mine:
-            return Decision(mine | begun, False, f"own share of {len(mine)} chunks from outside")
+            reason = f"own share of {len(mine)} chunks from outside"
+            if fed:
+                return Decision(mine | begun | at_site, True, reason, first=mine, apart=True)
+            return Decision(mine | begun, False, reason)
         return Decision(everything, True, "neighbours fetch the rest from outside" if not at_site else "")
 
     def _among_all(

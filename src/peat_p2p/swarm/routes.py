@@ -45,6 +45,12 @@ class Routes:
             return False
         return self._paths.far(peer.metadata)
 
+    def perhaps_far(self, peer: PeerCandidate) -> bool:
+        """Whether a peer is reached by a bearer, or would be tried that way."""
+        if self._paths is None or peer.metadata is None or self._near(peer):
+            return False
+        return self._paths.perhaps_far(peer.metadata)
+
     def near(self, peer: PeerCandidate) -> bool:
         """Whether a peer is known to be on a short path: a neighbour, or shown to be by its bearer."""
         if peer.metadata is None:

@@ -52,10 +52,11 @@ class Steering:
         candidates: Sequence[PeerCandidate],
         held: str,
         begun: Collection[int] = (),
+        givers: Sequence[PeerCandidate] = (),
     ) -> Sequence[PeerCandidate]:
         """Decide for what is missing (`pieces`) and tell libtorrent what changed. Returns whom to connect to.
 
-        `begun` are pieces that are on their way without libtorrent.
+        `begun` are pieces that are on their way without libtorrent; `givers` can bring any that way.
         """
         around, before = self._around, self.decision
         endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
@@ -64,14 +65,14 @@ class Steering:
         self._owed = frozenset().union(*owes.values())
         partial = self._owed.union(*gave.values(), begun)
         now = around.clock.monotonic()
-        decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held)
+        decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held, fed=bool(givers))
         if decision.inside:
             strangers = pieces_of.keys() - {peer.endpoint_id for peer in candidates if self._plan.near(peer)}
             if not before.inside:
                 self._inside_since = now
             if strangers and now - self._inside_since < _PARTING_S:
                 # Connections beyond the link are closed first, or they would be asked for what neighbours have.
-                decision = replace(decision, wanted=decision.wanted & frozenset(partial))
+                decision = replace(decision, wanted=decision.wanted & decision.first.union(partial))
         self.decision = decision
         free = frozenset(pieces).difference(begun)
         for priority, now_at, was_at in zip(_PRIORITIES, _classes(decision), _classes(before), strict=True):
@@ -95,8 +96,10 @@ class Steering:
             self._torrent.keep_inside(decision.inside)
         if held:
             return []
-        if decision.inside or not near:
-            return near if decision.inside else candidates
+        if decision.inside:
+            return [*near, *givers] if decision.apart else near
+        if not near:
+            return candidates
         return [*near, *self._few([peer for peer in candidates if not self._plan.near(peer)])]
 
     def _few(self, outside: Sequence[PeerCandidate]) -> Sequence[PeerCandidate]:

@@ -322,7 +322,8 @@ class Transfer:
             candidates = self._evidence.honest(self.candidates())
             self._revival.look(candidates, around.clock.monotonic())
             self._evidence.watch(torrent, reading, candidates)
-            to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun)
+            givers = feeds.givers(candidates)
+            to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun, givers)
             fed = feeds.steer(steering.unasked, candidates, to_dial)
             if steering.decision.apart:
                 around.torrents.leave(torrent, reading, {peer_fingerprint(endpoint) for endpoint in fed})

@@ -47,8 +47,12 @@ class Paths:
             self._hoped.pop(bearer, None)
             if not await self._is_long(direct, bearer, shown.min_rtt):
                 return direct
-        elif not self._hopeful(bearer):
-            return direct
+        else:
+            now = asyncio.get_running_loop().time()
+            if not self._hopeful(bearer, now):
+                return direct
+            if now - self._hoped.get(bearer, now - _ASK_AGAIN_S) >= _ASK_AGAIN_S:
+                self._hoped[bearer] = now
         local = await self._bearers.port_to(bearer, service, PATIENCE_S)
         self._local[local] = direct
         return local
@@ -59,6 +63,12 @@ class Paths:
             return False
         shown = self._bearers.reading(bearer)
         return shown is not None and shown.min_rtt >= LONG_RTT_S and self._long.get(bearer, True)
+
+    def perhaps_far(self, bearer: HostPort) -> bool:
+        """Whether the way to a peer leads through its bearer, or would be tried there as nothing is known of it."""
+        if self._bearers.reading(bearer) is not None:
+            return self.far(bearer)
+        return _by_bearer(bearer) and self._hopeful(bearer, asyncio.get_running_loop().time())
 
     def short(self, bearer: HostPort) -> bool:
         """Whether a peer's bearer has shown that the way to it is short."""
@@ -83,16 +93,10 @@ class Paths:
         """The direct address for which a local port stands; any other address is returned as it is."""
         return self._local.get(address, address)
 
-    def _hopeful(self, bearer: HostPort) -> bool:
+    def _hopeful(self, bearer: HostPort, now: float) -> bool:
         """Whether a bearer that was never heard is worth a try."""
-        now = asyncio.get_running_loop().time()
         tried = self._hoped.get(bearer)
-        if tried is not None and PATIENCE_S / 2 < now - tried < _ASK_AGAIN_S:
-            return False
-        self._hoped.setdefault(bearer, now)
-        if tried is not None and now - tried >= _ASK_AGAIN_S:
-            self._hoped[bearer] = now
-        return True
+        return tried is None or not PATIENCE_S / 2 < now - tried < _ASK_AGAIN_S
 
 
 def _by_bearer(address: HostPort) -> bool:
