@@ -24,7 +24,8 @@ from peat_p2p.swarm.transfer import Transfer
 
 log = logging.getLogger(__name__)
 _SLICE_S = 0.3  # written at one go
-_SHARE = 4.0  # looking for what can be written takes a quarter of the time at most
+_SHARE = 4.0  # looking for what can be written takes a quarter of the time at most, writing that lags behind a half
+_BEHIND_SHARE = 2.0
 
 
 class Unpacking:
@@ -53,16 +54,18 @@ class Unpacking:
         if found is None or self._hindered or begun < self._rest_until:
             return
         index, missing = found
+        behind = False
         try:
-            await in_thread(lambda stopper: self._advance(index, missing, stopper))
+            behind = await in_thread(lambda stopper: self._advance(index, missing, stopper))
         except (PeatError, OSError) as error:
             log.info("%s is unpacked when it is here whole: %s", transfer.manifest.reference, error)
             self._hindered = True
             await self._close()
         now = time.monotonic()
-        self._rest_until = now + (_SHARE - 1) * (now - begun)
+        self._rest_until = now + ((_BEHIND_SHARE if behind else _SHARE) - 1) * (now - begun)
 
-    def _advance(self, index: Index, missing: Mapping[str, ChunkRef], stopper: Stopper) -> None:
+    def _advance(self, index: Index, missing: Mapping[str, ChunkRef], stopper: Stopper) -> bool:
+        """Write for a while; whether there was more to write than that."""
         self._stopper = stopper
         if self._placement is None:
             if os.path.lexists(self._destination):
@@ -71,6 +74,7 @@ class Unpacking:
             self._placement = Placement(self._store, index, self._destination, self._report, coming)
         until = time.monotonic() + _SLICE_S
         self._placement.advance(lambda chunk: chunk.hex not in missing, lambda: time.monotonic() > until)
+        return time.monotonic() > until
 
     async def finish(self, package: StoredPackage) -> None:
         """Write the rest of a package that is here, and put it in place. Raises what `materialize` raises."""
