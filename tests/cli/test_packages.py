@@ -48,6 +48,25 @@ def loads(done: Any) -> Any:
     return json.loads(done.stdout)
 
 
+def test_a_pin_is_kept_shown_and_taken_back(start: Callable[..., Any], source: Path) -> None:
+    node = start("up", "--dev", "--node-id", "n1")
+    loads(ask(node, "publish", str(source), "--name", "app", "--version", "1.0", "--json"))
+    loads(ask(node, "packages", "pin", "app:1.0", "--json"))
+    assert "pinned" in ask(node, "packages").stdout
+    refused = ask(node, "packages", "rm", "app:1.0")
+    assert refused.returncode == 1
+    assert "unpin it (`peat packages unpin app:1.0`)" in refused.stderr
+    assert node.stop()[0] == 0
+    node = start("up", "--dev", "--node-id", "n1")
+    assert loads(ask(node, "packages", "show", "app:1.0", "--json"))["pinned"] is True
+    assert "is no longer pinned" in ask(node, "packages", "unpin", "app:1.0").stdout
+    assert loads(ask(node, "packages", "show", "app:1.0", "--json"))["pinned"] is False
+    assert ask(node, "packages", "rm", "app:1.0", "--force").returncode == 0
+    unknown = ask(node, "packages", "pin", "ghost:9")
+    assert unknown.returncode == 3
+    assert "ghost:9" in unknown.stderr
+
+
 def test_publish_pull_deploy_on_one_node(start: Callable[..., Any], source: Path, tmp_path: Path) -> None:
     node = start("up", "--dev", "--node-id", "n1", "--heartbeat-interval", "0.5")
     published = loads(ask(node, "publish", str(source), "--name", "app", "--version", "1.0", "--json"))
