@@ -126,7 +126,8 @@ def package_size(profile: str, quick: bool) -> int:
         return int(down.rate / 8 * (1 - down.mean_loss) * SCHEDULES[profile].up * (1.4 if quick else 2.4))
     seconds = 20 if quick else 60
     size = int(down.rate / 8 * (1 - down.mean_loss) * seconds)
-    return min(size, (64 if quick else 2048) * MIB)
+    # After a partition a long transfer would hide how soon a tool noticed that it is over.
+    return min(size, (64 if quick else 256 if profile == "split" else 2048) * MIB)
 
 
 def ideal_seconds(profile: str, size: int) -> float:
