@@ -51,7 +51,8 @@ class Paths:
             now = asyncio.get_running_loop().time()
             if not self._hopeful(bearer, now):
                 return direct
-            if now - self._hoped.get(bearer, now - _ASK_AGAIN_S) >= _ASK_AGAIN_S:
+            tried = self._hoped.get(bearer)
+            if tried is None or now - tried >= _ASK_AGAIN_S:
                 self._hoped[bearer] = now
         local = await self._bearers.port_to(bearer, service, PATIENCE_S)
         self._local[local] = direct
