@@ -17,6 +17,7 @@ import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from peat_p2p.core.atomic import sync_dir, sync_file
 from peat_p2p.core.errors import ExhaustedError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -37,20 +38,14 @@ def make_durable(root: Path, files: Collection[Path], folders: Collection[Path])
     """Make files and folders below `root` durable. Raises OSError."""
     try:
         if max(len(files), len(folders)) <= _SYNC_EACH:
-            for path in (*files, *folders):
-                _sync(path)
+            for file in files:
+                sync_file(file)
+            for folder in folders:
+                sync_dir(folder)
             return
     except PermissionError:  # not even its owner may open it by now
         pass
     sync_file_system(root)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_file_system(path: Path) -> None:

@@ -31,9 +31,18 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_dir(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of the file `path` durable. Raises OSError."""
+    _sync(path, os.O_RDONLY)
+
+
 def sync_dir(path: Path) -> None:
-    """Make renames and removals inside the folder `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make renames and removals inside the folder `path` durable. Raises OSError."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
     try:
         os.fsync(fd)
     finally:
