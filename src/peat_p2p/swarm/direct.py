@@ -68,7 +68,7 @@ class _Order:
 
 
 class DirectLine:
-    """One connection. `ask` and `next` are for the loop it was made in; `close` ends it at any time.
+    """One connection. All but `close`, which ends it at any time, are for the loop it was made in.
 
     `chunks` are the package's, by number. `put` takes those that are good; it is called in a thread.
     """
@@ -82,7 +82,7 @@ class DirectLine:
         put: Put,
         name: str,
     ) -> None:
-        self.begun: dict[int, bytearray] = {}  # what came of chunks that broke off; complete once `next` has raised
+        self.begun: dict[int, bytearray] = {}  # what came of chunks that broke off; complete after `end`
         self._address = address
         self._context = context
         self._infohash = bytes.fromhex(infohash)
@@ -94,6 +94,7 @@ class DirectLine:
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._socket: socket.socket | None = None
         self._closed = threading.Event()
+        self._over = asyncio.Event()
         self._untold = 0
         # One for all chunks: memory that is new for each costs a page fault for every 4 KiB of it.
         self._room = memoryview(bytearray(max((chunk.size for chunk in chunks), default=0)))
@@ -120,6 +121,21 @@ class DirectLine:
                 # Not by the method of the TLS socket: the thread would go on with what is left as if it were plain.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
+    async def end(self) -> None:
+        """End it. Of one that was open everything is told and `begun` afterwards."""
+        self.close()
+        if self._socket is not None:
+            await self._over.wait()
+        while not self._orders.empty():
+            order = self._orders.get()
+            if order is not None:
+                self.begun.update(order.begun)
+
+    def untold(self) -> int:
+        """Bytes of chunks that came and that `next` has not told of, after `end`."""
+        events = [self._events.get_nowait() for _ in range(self._events.qsize())]
+        return sum(event.count for event in events if isinstance(event, Came))
+
     def _run(self) -> None:
         error: PeatError = UnavailableError(f"the connection to {self._name} has ended")
         try:
@@ -139,7 +155,8 @@ class DirectLine:
             error = UnavailableError(f"{self._name} at {self._address}: {failure}")
         finally:
             self._tell_count()
-            self._tell(error)
+            self._on_loop(self._events.put_nowait, error)
+            self._on_loop(self._over.set)
 
     def _talk(self, tls: ssl.SSLSocket) -> None:
         owed = 0
@@ -184,16 +201,16 @@ class DirectLine:
                 self._put(piece, view)
             except OSError as error:
                 raise NotPutError(error) from error
-        self._tell(Whole(piece, good, bool(first)))
+        self._on_loop(self._events.put_nowait, Whole(piece, good, bool(first)))
 
     def _tell_count(self) -> None:
         if self._untold:
-            self._tell(Came(self._untold))
+            self._on_loop(self._events.put_nowait, Came(self._untold))
             self._untold = 0
 
-    def _tell(self, event: Came | Whole | PeatError) -> None:
+    def _on_loop(self, what: Callable[..., None], *with_: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(what, *with_)
 
 
 def exactly(sock: socket.socket, count: int) -> bytearray:

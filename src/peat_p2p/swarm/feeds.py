@@ -62,16 +62,22 @@ class _Feed:
 
 
 class Feeds:
-    """The feeds of one torrent. `tasks` runs them; `stop` ends them."""
+    """The feeds of one torrent. `tasks` runs them; `stop` ends them.
 
-    def __init__(self, torrent: Torrent, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
+    `begun` is what came of chunks that broke off, by their number: any holder goes on from there, and so do the feeds
+    of the torrent that is made in place of this one.
+    """
+
+    def __init__(
+        self, torrent: Torrent, around: Surroundings, tasks: asyncio.TaskGroup, begun: dict[int, bytearray]
+    ) -> None:
         self._torrent = torrent
         self._around = around
         self._tasks = tasks
         self._asks = Asks([chunk.size for chunk in torrent.parsed.chunks])
         self._feeds: dict[str, _Feed] = {}
         self._serial = 0
-        self._begun: dict[int, bytearray] = {}  # of chunks that broke off: any holder goes on from there
+        self._begun = begun
         self._given: set[int] = set()
         self._landed: list[int] = []
         self._torrent_behind = False
@@ -240,17 +246,19 @@ class Feeds:
         way = "a direct line" if near else "TCP" if straight else "its bearer"
         log.debug("chunks from %s by %s%s", peer.agent_id, way, ", past the torrent" if past else "")
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
+        feed.task.add_done_callback(lambda _: self._close(feed))  # one that is cancelled at once never begins
 
     def _end(self, feed: _Feed) -> None:
-        if feed.task is not None:
+        # What it owes is others' once it has left what it began with them.
+        if feed.task is not None and not feed.task.cancelling():
             feed.task.cancel()
-        self._close(feed)
 
     def _close(self, feed: _Feed) -> None:
         if self._feeds.pop(feed.name, None) is not None:
             self._torrent.want(self._asks.close(feed.name), _ORDINARY)
             for other in self._feeds.values():
                 other.wake.set()
+            self._torrent.wake.set()
 
     async def _run(self, feed: _Feed) -> None:
         peer, around = feed.peer, self._around
@@ -263,10 +271,7 @@ class Feeds:
             now = around.clock.monotonic()
             if feed.straight:
                 self._no_tcp_until[peer.endpoint_id] = now + _NO_TCP_S
-            if feed.name in self._feeds:
-                around.book.failed(peer.endpoint_id, now, str(error) or "the stream broke off")
-        finally:
-            self._close(feed)
+            around.book.failed(peer.endpoint_id, now, str(error) or "the stream broke off")
 
     async def _read(self, feed: _Feed) -> None:
         """Chunks by HTTPS."""
@@ -309,7 +314,8 @@ class Feeds:
             self._torrent.wake.set()
         finally:
             asking.cancel()
-            line.close()
+            await line.end()
+            self._count(feed, line.untold())
             self._begun.update(line.begun)
 
     async def _ask_line(self, feed: _Feed, line: DirectLine) -> None:

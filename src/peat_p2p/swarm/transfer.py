@@ -78,6 +78,7 @@ class Transfer:
         self._names: dict[str, str] = {}
         self._dialer: Dialer | None = None
         self._feeds: Feeds | None = None
+        self._begun: dict[int, bytearray] = {}
         self._evidence = Blame(around, self.blame)
         self._revival = Revival(around.book, around.routes)
         self._index: Index | None = None
@@ -276,7 +277,7 @@ class Transfer:
         good, failure = False, None
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(torrent, self.envelope, around, tasks)
-            self._feeds = Feeds(torrent, around, tasks)
+            self._feeds = Feeds(torrent, around, tasks, self._begun)
             try:
                 good = await self._run_torrent(torrent, pieces, tasks)
             except Exception as error:  # raised below: the group would wrap it
