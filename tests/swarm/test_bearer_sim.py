@@ -236,6 +236,17 @@ def test_the_first_packets_leave_as_a_burst_that_waits_for_an_answer() -> None:
     assert len(link.got["a"][stream.number]) == 200_000
 
 
+@pytest.mark.parametrize(
+    ("rate", "delay", "round_trips"), [(20e6, 0.03, 6.5), (100e6, 0.025, 9.0), (1e9, 0.02, 13.8), (100e6, 0.15, 9.2)]
+)
+def test_a_link_too_wide_for_the_first_burst_to_show_is_grown_into(
+    rate: float, delay: float, round_trips: float
+) -> None:
+    size = 4 << 20
+    took = transfer(Imagined(Shape(rate=rate, delay=delay)), size, 60.0)
+    assert took < size * 8 / rate + round_trips * 2 * delay
+
+
 class Deaf(Pipe):
     """Loses the packets of these numbers, counted from 0."""
 

@@ -15,7 +15,7 @@ from peat_p2p.agent.transfers import Ticket
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.status import TransferStatus
 
-BREATH_SECONDS = 0.1  # states of a stream are at least this far apart
+BREATH_SECONDS = 0.1  # states of a stream are at least this far apart, but for the end
 PULSE_SECONDS = 1.0  # and at most this far
 
 T = TypeVar("T")
@@ -33,10 +33,16 @@ async def paced(ticket: Ticket, stopping: asyncio.Event) -> AsyncIterator[Transf
         yield ticket.status if ticket.ended else ticket.transfer.status()
         if ticket.ended:
             return
-        await asyncio.sleep(BREATH_SECONDS)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PULSE_SECONDS):
-                await changed.wait()
+        if not await _within(BREATH_SECONDS, ticket.over):
+            await _within(PULSE_SECONDS, changed)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for an event, so long at most; whether it came."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    return False
 
 
 async def follow(work: Callable[[Callable[[T], None]], Awaitable[T]]) -> AsyncGenerator[tuple[T, bool], None]:
@@ -71,7 +77,7 @@ async def follow(work: Callable[[Callable[[T], None]], Awaitable[T]]) -> AsyncGe
                 news.clear()
                 if latest and not task.done():
                     yield latest.pop(), False
-                    await asyncio.sleep(BREATH_SECONDS)
+                    await asyncio.wait({task}, timeout=BREATH_SECONDS)
         finally:
             task.cancel()
     result = task.result()

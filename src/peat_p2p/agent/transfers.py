@@ -46,13 +46,14 @@ def priority_of(manifest: Manifest) -> Priority:
 
 @dataclass(slots=True)
 class Ticket:
-    """A place in a transfer. `changes` tells when to look again."""
+    """A place in a transfer. `changes` tells when to look again, `over` that nothing follows."""
 
     transfer: Transfer
     envelope: dict[str, Any]
     wishes: set[str]
     status: TransferStatus
     changes: Changes = field(default_factory=Changes)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     package: StoredPackage | None = None
     error: PeatError | None = None
     stopped: PeatError | None = None
@@ -239,6 +240,7 @@ class Transfers:
                 self.history.add(ended)
             log.info("%s: %s", what, f"failed: {ticket.error}" if ticket.error is not None else "complete")
         ticket.changes.notify()
+        ticket.over.set()
         self._on_change()
 
     async def _watch(self, ticket: Ticket) -> None:

@@ -1,20 +1,21 @@
 """What commands print: tables and progress for people, JSON for programs.
 
 Owns the forms of sizes, rates and times, and the look of tables and progress bars. Progress goes to standard error, so
-that standard output holds only the result.
+that standard output holds only the result. What draws is imported when there is something to draw.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024.0
@@ -65,6 +66,10 @@ def print_json(value: object) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """A table on standard output, or `empty` when there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         # Names come from others: they must not be able to colour or break the table.
@@ -85,34 +90,44 @@ class TransferBar:
     """A progress bar on standard error; on anything but a terminal, a line whenever the words change."""
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
-        console = Console(stderr=True, quiet=quiet)
-        self._lines = not console.is_terminal and not quiet
+        drawn = sys.stderr.isatty() and not quiet
+        self._lines = not drawn and not quiet
         self._said = ""
-        self._title = title
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TextColumn("{task.fields[words]}", markup=False, style="dim"),
-            console=console,
-            disable=self._lines or quiet,
-            transient=True,
-        )
-        self._task = self._progress.add_task(plain(title), total=None, figures="", words="")
+        self._title = plain(title)
+        self._progress = _new_progress() if drawn else None
+        if self._progress is not None:
+            self._task = self._progress.add_task(self._title, total=None, figures="", words="")
 
     def __enter__(self) -> TransferBar:
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def update(self, done: float, total: float, figures: str, words: str) -> None:
         """Show how far it is. `figures` are numbers beside the bar, `words` say what is going on."""
-        self._progress.update(
-            self._task, completed=done, total=total or None, figures=plain(figures), words=plain(words)
-        )
-        if self._lines and words and words != self._said:
+        if self._progress is not None:
+            self._progress.update(
+                self._task, completed=done, total=total or None, figures=plain(figures), words=plain(words)
+            )
+        elif self._lines and words and words != self._said:
             self._said = words
             click.echo(f"{self._title}: {plain(words)}", err=True)
+
+
+def _new_progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[words]}", markup=False, style="dim"),
+        console=Console(stderr=True),
+        transient=True,
+    )

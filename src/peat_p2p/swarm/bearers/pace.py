@@ -14,6 +14,7 @@ from enum import Enum
 START_PACKETS = 32
 _BURST_S = 0.02  # in which the first packets leave
 _BURST_GAIN = 1.6
+_GROWING_GAIN = 1.5
 _LEAST_SPREAD_S, _MOST_SPREAD_S = 0.06, 0.5
 _LEAST_TRAIN = 4  # packets
 _FLOODED = 2  # packets lost for each that came: what comes, comes as fast as the link lets it
@@ -78,6 +79,7 @@ class Pacer:
         self._round = 0
         self._round_ends = 0.0
         self._best = 0.0
+        self._grown = 0  # bytes by which the first window has grown, as long as nothing shows the link's rate
         self._burst = 0.0  # the fastest that packets arrived after each other, for however short a time
         self._stale_rounds = 0
         self._step = 0
@@ -113,7 +115,8 @@ class Pacer:
         if self.phase is Phase.START:
             if not self.bandwidth:
                 # A train shows the link's rate by how far it is drawn out; what trickled before it says nothing.
-                return START_PACKETS * self.packet_bytes / _BURST_S
+                first = START_PACKETS * self.packet_bytes / _BURST_S
+                return min(first, self._window() / max(self.min_rtt, 0.01) * _GROWING_GAIN) if self._grown else first
             grown = max(self._burst, self.bandwidth * (_BURST_GAIN if self._burst > self.bandwidth else _START_GAIN))
             first = START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01)
             return grown if self._round >= 2 else max(first, grown)
@@ -131,7 +134,7 @@ class Pacer:
 
     def _window(self) -> float:
         if not self.bandwidth:
-            return max(START_PACKETS * self.packet_bytes, self._burst * self.min_rtt)
+            return max(START_PACKETS * self.packet_bytes + self._grown, self._burst * self.min_rtt)
         if self.phase is Phase.START:
             known = max(self._burst, self.bandwidth)
             return max(START_PACKETS * self.packet_bytes, known * self.min_rtt * 2 * _START_GAIN)
@@ -182,6 +185,8 @@ class Pacer:
         clock = self._unwrap(clock)
         if self.phase is Phase.START:
             self._spread(now, clock, received, acked, lost, sent_at)
+            if not limited and not self.bandwidth and lost <= acked:
+                self._grown += acked * self.packet_bytes
         sample = self._sample(clock, received, limited, sent_at)
         if sample is not None:
             self._learn(*sample)
