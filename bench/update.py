@@ -27,7 +27,7 @@ from bench.result import Bench, Run, Scenario
 from peat_p2p.content.publish import publish
 from peat_p2p.content.store import ChunkStore, StoredPackage
 from peat_p2p.core.clock import SystemClock
-from peat_p2p.swarm.metadata import pack_info
+from peat_p2p.swarm.infopack import pack_info
 from peat_p2p.swarm.torrent import torrent_builder
 from peat_p2p.trust.formation import dev_credentials
 from peat_p2p.trust.identity import Role

@@ -60,6 +60,12 @@ class FleetPeers:
         """Say on which networks this machine is now: of several addresses of a peer, those there are tried first."""
         self._networks = tuple(networks)
 
+    def shared(self, site: str, me: str) -> bool:
+        """Whether another agent than this one, by its heartbeats, is at a site."""
+        return any(
+            beat.get("site") == site and beat.get("endpoint_id") != me for beat in self._view.all(PLATFORMS).values()
+        )
+
     async def wait_change(self) -> None:
         """Return when any document changed."""
         await self._view.changes.next().wait()

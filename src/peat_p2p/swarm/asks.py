@@ -8,8 +8,10 @@ what it has shown: its rate times a few round trips, so that a long link never r
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from peat_p2p.core.errors import InvalidInputError, UnavailableError
 
@@ -63,6 +65,11 @@ def runs(pieces: Iterable[int]) -> list[Ask]:
         else:
             found.append([piece, 1])
     return [Ask(first, count) for first, count in found]
+
+
+def opening_ask(sizes: Iterable[int], most: int) -> Ask:
+    """The ask for the first chunk and those after it, as many as have `most` bytes at most with it."""
+    return Ask(0, max(1, bisect_right(list(accumulate(sizes)), most)))
 
 
 @dataclass(slots=True)
@@ -136,11 +143,25 @@ class Asks:
         out = []
         while self._pool and owing.bytes < depth:
             piece = self._pool.pop()
-            owing.pieces[piece] = self._sizes[piece]
-            owing.bytes += self._sizes[piece]
-            self._asked[piece] = stream
+            self._owe(stream, owing, piece)
             out.append(piece)
         return out
+
+    def waits(self, pieces: Iterable[int]) -> bool:
+        """Whether all of these are wanted, and nobody was asked for them yet."""
+        return set(self._pool).issuperset(pieces)
+
+    def begin(self, stream: str, pieces: Collection[int]) -> None:
+        """A stream gives these, which wait, without being asked."""
+        owing = self._streams[stream]
+        self._pool = [piece for piece in self._pool if piece not in pieces]
+        for piece in pieces:
+            self._owe(stream, owing, piece)
+
+    def _owe(self, stream: str, owing: _Owing, piece: int) -> None:
+        owing.pieces[piece] = self._sizes[piece]
+        owing.bytes += self._sizes[piece]
+        self._asked[piece] = stream
 
     def got(self, stream: str, count: int, now: float) -> bool:
         """Bytes came by a stream: for its rate. Whether that is known anew."""

@@ -1,8 +1,10 @@
 """Chunks on request, as one stream: the giving side of `feeds`.
 
 `POST /peat/v1/chunks/{infohash}`: the request's body is asks for as long as the other side has any, the answer's body
-the chunks in the order asked for. Both flow at the same time, so a link never waits for a round trip. Rule: only what
-the store has verified is given, to nodes of the formation alone. Must not know transfers.
+the chunks in the order asked for. Both flow at the same time, so a link never waits for a round trip. Who says so in
+`X-Peat-Ahead` gets the packed index first, then, whatever its first ask is, as many of the first chunks as have so many
+bytes: before the index is there nothing can be asked for. Rule: only what the store has verified is given, to nodes of
+the formation alone. Must not know transfers.
 """
 
 from __future__ import annotations
@@ -18,17 +20,24 @@ from aiohttp import web
 
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.errors import InvalidInputError
-from peat_p2p.swarm.asks import ANSWER, ASK, NOT_HELD, decode_ask
+from peat_p2p.swarm.asks import ANSWER, ASK, NOT_HELD, decode_ask, opening_ask
+from peat_p2p.swarm.infopack import etag_of, pack_info
 from peat_p2p.swarm.throttle import Throttle
 
 log = logging.getLogger(__name__)
 PACED_HEADER = "X-Peat-Paced"
+AHEAD_HEADER = "X-Peat-Ahead"
+INDEX_HEADER = "X-Peat-Index"  # of the answer: the bytes of the packed index
 _PART = 16 << 10  # a record of TLS
 _CONGESTION = b"bbr"
 
 
 class ChunkSource(Protocol):
     """Where chunks come from (`seeds.Seeds`)."""
+
+    async def info(self, infohash: str) -> bytes | None:
+        """The info dictionary of a package that is given here, None when it is not."""
+        ...
 
     async def chunks(self, infohash: str) -> Sequence[ChunkRef] | None:
         """The chunks of a package that is given here, None when it is not."""
@@ -58,18 +67,29 @@ def chunk_handler(source: ChunkSource, throttle: Throttle) -> Callable[[web.Requ
     paced = "1" if paced_tcp() else "0"
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        chunks = await source.chunks(request.match_info["infohash"])
-        if chunks is None:
+        infohash = request.match_info["infohash"]
+        chunks = await source.chunks(infohash)
+        ahead, index = request.headers.get(AHEAD_HEADER, ""), b""
+        if chunks is not None and ahead.isdecimal():
+            info = await source.info(infohash)
+            index = await asyncio.to_thread(pack_info, info, short=True) if info is not None else b""
+        if chunks is None or (ahead and not index):
             raise web.HTTPNotFound(text="not held here")
         sock = request.transport.get_extra_info("socket") if request.transport is not None else None
         if sock is not None and paced == "1":
             _pace(sock)
         response = web.StreamResponse(headers={PACED_HEADER: paced}, status=200)
         response.content_type = "application/octet-stream"
+        if index:
+            response.headers[INDEX_HEADER], response.headers["ETag"] = str(len(index)), etag_of(index)
         await response.prepare(request)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while True:
+            if index:
+                await response.write(index)
+            while chunks:
                 ask = decode_ask(await request.content.readexactly(ASK.size), len(chunks))
+                if index:
+                    ask, index = opening_ask((chunk.size for chunk in chunks), int(ahead)), b""
                 for number in range(ask.first, ask.first + ask.count):
                     offset = ask.offset if number == ask.first else 0
                     await _give(response, source, throttle, chunks[number], number, offset)

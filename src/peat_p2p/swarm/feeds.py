@@ -21,9 +21,11 @@ import aiohttp
 from blake3 import blake3
 
 from peat_p2p.core.errors import InvalidInputError, PeatError, UnavailableError
-from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, NotHeldError, runs
+from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, NotHeldError, opening_ask, runs
 from peat_p2p.swarm.direct import Came, DirectLine, NotPutError
 from peat_p2p.swarm.ledger import Connection
+from peat_p2p.swarm.metadata import ChunkAnswer
+from peat_p2p.swarm.opening import AHEAD, Opening
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.plan import Decision
 from peat_p2p.swarm.session import peer_fingerprint
@@ -47,7 +49,7 @@ _UNWANTED, _ORDINARY = 0, 4
 class _Feed:
     """One stream. `straight`: by TCP, not by a bearer; `near`: by a `DirectLine`, `past` the torrent if so.
 
-    A `retiring` one is asked for nothing more.
+    A `retiring` one is asked for nothing more. `opening`: the stream it goes on with.
     """
 
     name: str
@@ -55,6 +57,7 @@ class _Feed:
     straight: bool
     near: bool = False
     past: bool = False
+    opening: Opening | None = None
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     last: float = 0.0
@@ -65,11 +68,17 @@ class Feeds:
     """The feeds of one torrent. `tasks` runs them; `stop` ends them.
 
     `begun` is what came of chunks that broke off, by their number: any holder goes on from there, and so do the feeds
-    of the torrent that is made in place of this one.
+    of the torrent that is made in place of this one. `opening` is a stream that has begun, if any: the first feed is
+    it, unless it is not to be.
     """
 
     def __init__(
-        self, torrent: Torrent, around: Surroundings, tasks: asyncio.TaskGroup, begun: dict[int, bytearray]
+        self,
+        torrent: Torrent,
+        around: Surroundings,
+        tasks: asyncio.TaskGroup,
+        begun: dict[int, bytearray],
+        opening: Opening | None = None,
     ) -> None:
         self._torrent = torrent
         self._around = around
@@ -78,6 +87,7 @@ class Feeds:
         self._feeds: dict[str, _Feed] = {}
         self._serial = 0
         self._begun = begun
+        self._opening = opening
         self._given: set[int] = set()
         self._landed: list[int] = []
         self._torrent_behind = False
@@ -195,6 +205,9 @@ class Feeds:
                 if feed.straight or len(able) > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
+        opening, self._opening = self._opening, None
+        if opening is not None and not (opening.peer.endpoint_id in able and self._go_on(opening)):
+            self._leave(opening)
         if self._asks.waiting:
             fed = {feed.peer.endpoint_id for feed in self._feeds.values()}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
@@ -209,6 +222,16 @@ class Feeds:
         for feed in self._feeds.values():
             feed.wake.set()
         return set(able)
+
+    def _go_on(self, opening: Opening) -> bool:
+        """Go on with a stream that has begun. False if what it gives is not wanted."""
+        pieces = range(opening_ask((chunk.size for chunk in self._torrent.parsed.chunks), AHEAD).count)
+        if not self._asks.waits(pieces):
+            return False
+        feed = self._begin(opening.peer, straight=False, opening=opening)
+        self._asks.begin(feed.name, pieces)
+        self._torrent.want(pieces, _UNWANTED)
+        return True
 
     def _widen(self, peer: PeerCandidate, now: float) -> None:
         """Where a bearer has shown a fast link, several TCP connections carry the same with far less work."""
@@ -232,21 +255,34 @@ class Feeds:
             feed.retiring = True
             feed.wake.set()
 
+    def _leave(self, opening: Opening) -> None:
+        log.debug("what %s sends behind the index is not wanted", opening.peer.agent_id)
+        self._tasks.create_task(opening.close(), name="leave an opening")
+
     def stop(self) -> None:
         """End all feeds."""
         for feed in list(self._feeds.values()):
             self._end(feed)
 
-    def _begin(self, peer: PeerCandidate, *, straight: bool, near: bool = False, past: bool = False) -> None:
+    def _begin(
+        self,
+        peer: PeerCandidate,
+        *,
+        straight: bool,
+        near: bool = False,
+        past: bool = False,
+        opening: Opening | None = None,
+    ) -> _Feed:
         now = self._around.clock.monotonic()
         self._serial += 1
-        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, past, last=now)
+        feed = _Feed(f"{peer.endpoint_id} {self._serial}", peer, straight, near, past, opening, last=now)
         self._feeds[feed.name] = feed
         self._asks.open(feed.name)
         way = "a direct line" if near else "TCP" if straight else "its bearer"
         log.debug("chunks from %s by %s%s", peer.agent_id, way, ", past the torrent" if past else "")
         feed.task = self._tasks.create_task(self._run(feed), name=f"feed from {peer.agent_id}")
         feed.task.add_done_callback(lambda _: self._close(feed))  # one that is cancelled at once never begins
+        return feed
 
     def _end(self, feed: _Feed) -> None:
         # What it owes is others' once it has left what it began with them.
@@ -275,14 +311,23 @@ class Feeds:
 
     async def _read(self, feed: _Feed) -> None:
         """Chunks by HTTPS."""
-        peer, around, infohash = feed.peer, self._around, self._torrent.parsed.meta.infohash
-        async with around.client.chunks(peer, infohash, self._asking(feed), straight=feed.straight) as answer:
-            feed.last = around.clock.monotonic()
-            around.book.succeeded(peer.endpoint_id)
-            if answer.paced:
-                self._paced.add(peer.endpoint_id)
-            while not feed.retiring or self._asks.owes(feed.name):
-                await self._take(feed, answer.content)
+        if feed.opening is not None:
+            try:
+                await self._take_all(feed, feed.opening.go_on(self._asking(feed)))
+            finally:
+                await feed.opening.close()
+            return
+        infohash, client = self._torrent.parsed.meta.infohash, self._around.client
+        async with client.chunks(feed.peer, infohash, self._asking(feed), straight=feed.straight) as answer:
+            await self._take_all(feed, answer)
+
+    async def _take_all(self, feed: _Feed, answer: ChunkAnswer) -> None:
+        feed.last = self._around.clock.monotonic()
+        self._around.book.succeeded(feed.peer.endpoint_id)
+        if answer.paced:
+            self._paced.add(feed.peer.endpoint_id)
+        while not feed.retiring or self._asks.owes(feed.name):
+            await self._take(feed, answer.content)
 
     async def _follow(self, feed: _Feed) -> None:
         """Chunks by a direct line."""

@@ -15,7 +15,8 @@ from typing import Protocol
 from peat_p2p.content.manifest import Manifest
 from peat_p2p.core.errors import PeatError, UnavailableError, UntrustedError
 from peat_p2p.swarm.asks import NotHeldError
-from peat_p2p.swarm.metadata import Partial
+from peat_p2p.swarm.metadata import NoIndexError, Partial
+from peat_p2p.swarm.opening import Opening
 from peat_p2p.swarm.peers import PeerCandidate, PeerSource
 from peat_p2p.swarm.plan import whom_to_ask
 from peat_p2p.swarm.revival import Revival
@@ -59,6 +60,18 @@ class Inquiry:
         self._source = source
         self._around = around
         self._revival = revival
+        self._opening: Opening | None = None
+        self._taken = False
+
+    def take_opening(self) -> Opening | None:
+        """The stream of chunks that the index came by, if it did and nobody has taken it yet."""
+        taken, self._taken = self._taken, True
+        return None if taken else self._opening
+
+    async def close(self) -> None:
+        """End what was begun."""
+        if self._opening is not None:
+            await self._opening.close()
 
     async def parse(self, info: bytes) -> ParsedInfo:
         """Check that this is the index of the manifest. Raises UntrustedError and what `parse_info` raises."""
@@ -102,8 +115,16 @@ class Inquiry:
     async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
         around, manifest = self._around, self._asker.manifest
         self._asker.report(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
+        opening = None
         try:
-            parsed = await self.parse(await around.client.info(peer, manifest.infohash, partial))
+            info = None
+            if self._may_open(peer, partial):
+                opening = Opening(around.client, peer, manifest.infohash)
+                with contextlib.suppress(NoIndexError):
+                    info = await opening.begin(partial)
+            if info is None:
+                opening, info = None, await around.client.info(peer, manifest.infohash, partial)
+            parsed = await self.parse(info)
         except NotHeldError as error:
             # One that fetches, too, may have it in a moment.
             patience = _LOOK_S if not peer.complete else None
@@ -115,5 +136,22 @@ class Inquiry:
             self._asker.blame(peer_fingerprint(peer.endpoint_id))
         else:
             around.book.succeeded(peer.endpoint_id)
+            self._opening = opening
             return parsed
+        if opening is not None:
+            await opening.close()
         return None
+
+    def _may_open(self, peer: PeerCandidate, partial: Partial) -> bool:
+        """Whether to have the first chunks sent with the index: where it pays, and nobody else may be to fetch them.
+
+        Nor may they be here: of another version of the same name the first chunks often are.
+        """
+        around = self._around
+        return (
+            not partial.body
+            and all(one.complete and not one.kin for one in self._asker.candidates())
+            and around.routes.perhaps_far(peer)
+            and not (around.site and self._source.shared(around.site, around.endpoint_id))
+            and not around.store.find(self._asker.manifest.name)
+        )

@@ -15,34 +15,32 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
 import zstandard
 from aiohttp import web
-from blake3 import blake3
 
 from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm.asks import NotHeldError
-from peat_p2p.swarm.chunkserver import PACED_HEADER, chunk_handler
+from peat_p2p.swarm.chunkserver import AHEAD_HEADER, INDEX_HEADER, PACED_HEADER, chunk_handler
 from peat_p2p.swarm.direct import DirectLine, Put
 from peat_p2p.swarm.directserver import DirectServer, shared_port
+from peat_p2p.swarm.infopack import SHORT_FORM, WHOLE_FORM, etag_of, pack_info, unpack, unpack_info
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.throttle import Throttle
-from peat_p2p.swarm.torrent import MAX_INFO_BYTES, restored, shortened
+from peat_p2p.swarm.torrent import MAX_INFO_BYTES
 from peat_p2p.trust.credentials import NodeCredentials
 
 _MAX_MANIFEST_BYTES = 64 << 10
 _PIECE = 64 << 10
 _READ_BUFFER = 256 << 10
 _KEEP_ALIVE_S = 60.0  # a handshake is a round trip, and across a thin link a second
-WHOLE_FORM = "application/zstd"
-SHORT_FORM = "application/vnd.peat.torrent-short+zstd"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -123,11 +121,10 @@ class MetadataServer:
         short = SHORT_FORM in request.headers.get("Accept", "")
         form = SHORT_FORM if short else WHOLE_FORM
         body = await asyncio.to_thread(pack_info, info, short=short)
-        # Another version of zstd may pack otherwise: a part is only joined to a part of the same packing.
-        etag = blake3(body).hexdigest()[:32]
-        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Peat-Size": str(len(info))}
+        etag = etag_of(body)
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "X-Peat-Size": str(len(info))}
         start = 0
-        if request.headers.get("If-Range") == f'"{etag}"':
+        if request.headers.get("If-Range") == etag:
             try:
                 start = request.http_range.start or 0
             except ValueError:
@@ -182,10 +179,19 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class ChunkAnswer:
-    """An answer that is a stream of chunks. `paced`: the peer's TCP does not take loss for a full link."""
+    """An answer that is a stream of chunks. `paced`: the peer's TCP does not take loss for a full link.
+
+    Before them come `index` bytes of the packed index, of this `etag`.
+    """
 
     content: aiohttp.StreamReader
     paced: bool
+    index: int = 0
+    etag: str = ""
+
+
+class NoIndexError(UnavailableError):
+    """A peer knows no streams that begin with the index."""
 
 
 class MetadataClient:
@@ -203,7 +209,7 @@ class MetadataClient:
         self._credentials = credentials
         self._context = credentials.client_context()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=idle_timeout)
-        self._connect_timeout = connect_timeout
+        self._connect_timeout, self._idle_timeout = connect_timeout, idle_timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MetadataClient:
@@ -241,10 +247,30 @@ class MetadataClient:
                 if len(partial.body) > MAX_INFO_BYTES:
                     partial.body.clear()
                     raise TooLargeError(f"{peer.agent_id} sends more than {MAX_INFO_BYTES} bytes of torrent metadata")
+        return await self._unpack(peer, partial, short=short)
+
+    async def index(self, peer: PeerCandidate, answer: ChunkAnswer, partial: Partial) -> bytes:
+        """The info dictionary that comes before the chunks of an answer, as by `info`. Raises NoIndexError."""
+        if not answer.index:
+            raise NoIndexError(f"{peer.agent_id} sends no index before its chunks")
+        if answer.index > MAX_INFO_BYTES:
+            raise TooLargeError(f"{peer.agent_id} would send more than {MAX_INFO_BYTES} bytes of torrent metadata")
+        partial.etag = answer.etag
+        try:
+            while len(partial.body) < answer.index:
+                async with asyncio.timeout(self._idle_timeout):
+                    piece = await answer.content.read(min(_PIECE, answer.index - len(partial.body)))
+                if not piece:
+                    raise UnavailableError(f"{peer.agent_id} broke off")
+                partial.body += piece
+        except TimeoutError:
+            raise UnavailableError(f"{peer.agent_id} has gone silent") from None
+        return await self._unpack(peer, partial, short=True)
+
+    async def _unpack(self, peer: PeerCandidate, partial: Partial, *, short: bool) -> bytes:
         packed = bytes(partial.body)
         partial.body.clear()
-        data = await asyncio.to_thread(_unpack, packed, peer.agent_id)
-        return await asyncio.to_thread(restored, data, self._credentials.ca_pem) if short else data
+        return await asyncio.to_thread(unpack_info, packed, peer.agent_id, self._credentials.ca_pem, short=short)
 
     async def join(self, peer: PeerCandidate, infohash: str) -> int | None:
         """Tell `peer` that this node will connect; how many chunks it has, None when it does not know the package."""
@@ -264,13 +290,38 @@ class MetadataClient:
 
     @asynccontextmanager
     async def chunks(
-        self, peer: PeerCandidate, infohash: str, asks: AsyncIterator[bytes], *, straight: bool
+        self,
+        peer: PeerCandidate,
+        infohash: str,
+        asks: AsyncIterator[bytes],
+        *,
+        straight: bool,
+        ahead: int | None = None,
     ) -> AsyncIterator[ChunkAnswer]:
-        """Ask for chunks as long as `asks` yields; see `chunkserver`. Raises UnavailableError, also while in use."""
+        """Ask for chunks as long as `asks` yields; see `chunkserver`. Raises UnavailableError, also while in use.
+
+        With `ahead` the index comes first, then, whatever the first ask is, so many bytes of the first chunks.
+        """
+        idle = None if ahead is None else self._idle_timeout
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=None)
-        path = f"/peat/v1/chunks/{infohash}"
-        async with self._ask("POST", peer, path, {}, asks, timeout=timeout, straight=straight) as response:
-            yield ChunkAnswer(response.content, response.headers.get(PACED_HEADER) == "1")
+        headers = {} if ahead is None else {AHEAD_HEADER: str(ahead)}
+        asking = self._ask(
+            "POST", peer, f"/peat/v1/chunks/{infohash}", headers, asks, timeout=timeout, straight=straight
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(idle):
+                    response = await stack.enter_async_context(asking)
+            except TimeoutError:
+                raise UnavailableError(f"{peer.agent_id} does not answer") from None
+            given = response.headers
+            index = given.get(INDEX_HEADER, "")
+            yield ChunkAnswer(
+                response.content,
+                given.get(PACED_HEADER) == "1",
+                int(index) if index.isdecimal() else 0,
+                given.get("ETag", ""),
+            )
 
     async def direct(self, peer: PeerCandidate, infohash: str, chunks: Sequence[ChunkRef], put: Put) -> DirectLine:
         """A line to a peer on a short path, to ask for a package's chunks; see there. Raises UnavailableError."""
@@ -319,30 +370,13 @@ class MetadataClient:
             raise UnavailableError(f"{peer.agent_id} at {peer.metadata}: {what}") from error
 
 
-def pack_info(info: bytes, *, short: bool) -> bytes:
-    """An info dictionary as it is sent."""
-    packed: bytes = zstandard.ZstdCompressor(level=3).compress(shortened(info) if short else info)
-    return packed
-
-
-def _unpack(packed: bytes, sender: str) -> bytes:
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-            data = bytes(reader.read(MAX_INFO_BYTES + 1))
-    except zstandard.ZstdError as error:
-        raise InvalidInputError(f"{sender} sent torrent metadata that cannot be unpacked") from error
-    if len(data) > MAX_INFO_BYTES:
-        raise TooLargeError(f"{sender} sent torrent metadata of more than {MAX_INFO_BYTES} bytes")
-    return data
-
-
 def _frame(envelope: dict[str, Any], info: bytes) -> bytes:
     head = json.dumps(envelope).encode()
     return zstandard.ZstdCompressor(level=3).compress(len(head).to_bytes(4, "big") + head + info)
 
 
 def _unframe(body: bytes) -> tuple[dict[str, Any], bytes]:
-    data = _unpack(body, "a peer")
+    data = unpack(body, "a peer")
     length = int.from_bytes(data[:4], "big")
     if length > _MAX_MANIFEST_BYTES:
         raise TooLargeError(f"a manifest of {length} bytes is over the limit of {_MAX_MANIFEST_BYTES}")

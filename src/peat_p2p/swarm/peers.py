@@ -44,6 +44,10 @@ class PeerSource(Protocol):
         """Who may hold chunks of the package, by what is known now. May name this node itself."""
         ...
 
+    def shared(self, site: str, me: str) -> bool:
+        """Whether another agent than this one is known at a site."""
+        ...
+
     async def wait_change(self) -> None:
         """Return when the answer of `candidates` may have changed since the call began."""
         ...
@@ -59,6 +63,10 @@ class StaticPeers:
     def candidates(self, manifest_digest: str) -> Sequence[PeerCandidate]:
         """The candidates set last, for any package."""
         return self._candidates
+
+    def shared(self, site: str, me: str) -> bool:
+        """Whether any candidate is of the site."""
+        return any(peer.site == site and peer.endpoint_id != me for peer in self._candidates)
 
     async def wait_change(self) -> None:
         """Return at the next `set`."""

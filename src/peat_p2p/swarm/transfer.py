@@ -186,6 +186,7 @@ class Transfer:
             log.exception("fetch of %s failed", self.manifest.reference)
             self._error = UnavailableError(f"fetch of {self.manifest.reference} failed: {error}")
         finally:
+            await self._inquiry.close()
             self._end(final)
 
     def _end_unbegun(self, task: asyncio.Task[None]) -> None:
@@ -277,7 +278,7 @@ class Transfer:
         good, failure = False, None
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(torrent, self.envelope, around, tasks)
-            self._feeds = Feeds(torrent, around, tasks, self._begun)
+            self._feeds = Feeds(torrent, around, tasks, self._begun, self._inquiry.take_opening())
             try:
                 good = await self._run_torrent(torrent, pieces, tasks)
             except Exception as error:  # raised below: the group would wrap it
