@@ -94,8 +94,37 @@ async def test_what_is_here_by_another_name_is_not_taken_twice(node, content, as
         await transfer.wait()
     status = transfer.status()
     assert bob.store.verify_many(package.index.unique_chunks) == set()
-    assert status.received == status.total - status.reused < status.total
+    assert status.received == status.total - status.reused + status.wasted
+    assert status.reused > 0
+    assert 0 <= status.wasted <= AHEAD + 1024
     assert asked == {"index": 1, "chunks": 2}
+
+
+async def test_on_a_path_that_turns_out_short_it_is_left_and_counted(node, content, asked, monkeypatch) -> None:
+    monkeypatch.setattr(Routes, "far", lambda *_: False)
+    left: list[int] = []
+    real = Opening.close
+
+    async def close(self: Opening) -> int:
+        if self._answer is not None:
+            await asyncio.sleep(0.3)
+            left.append(await real(self))
+            return left[-1]
+        return await real(self)
+
+    monkeypatch.setattr(Opening, "close", close)
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content())
+    await (await ann.start()).seed(package)
+    async with asyncio.timeout(20):
+        transfer = (await bob.start()).fetch(package.envelope, StaticPeers([ann.candidate()]))
+        await transfer.wait()
+    status = transfer.status()
+    assert asked["index"] == 1
+    assert bob.store.verify_many(package.index.unique_chunks) == set()
+    assert left == [status.wasted]
+    assert 0 < status.wasted <= AHEAD + 1024
+    assert status.received == status.total + status.wasted
 
 
 async def test_a_giver_that_sends_no_index_first_is_asked_for_it(node, content, asked, monkeypatch) -> None:

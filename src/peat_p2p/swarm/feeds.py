@@ -180,6 +180,7 @@ class Feeds:
         if self._alone or decision.apart:
             able += self._beside(holders)
         if not able:
+            self._use_opening(())
             self.rest()
             return set()
         wanted = decision.first if decision.apart else decision.wanted
@@ -205,9 +206,7 @@ class Feeds:
                 if feed.straight or len(able) > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
-        opening, self._opening = self._opening, None
-        if opening is not None and not (opening.peer.endpoint_id in able and self._go_on(opening)):
-            self._leave(opening)
+        self._use_opening(able)
         if self._asks.waiting:
             fed = {feed.peer.endpoint_id for feed in self._feeds.values()}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
@@ -223,10 +222,16 @@ class Feeds:
             feed.wake.set()
         return set(able)
 
+    def _use_opening(self, able: Collection[str]) -> None:
+        """Go on with the stream that has begun, if there is one, or leave it."""
+        opening, self._opening = self._opening, None
+        if opening is not None and not (opening.peer.endpoint_id in able and self._go_on(opening)):
+            self._tasks.create_task(self._leave(opening), name="leave an opening")
+
     def _go_on(self, opening: Opening) -> bool:
-        """Go on with a stream that has begun. False if what it gives is not wanted."""
+        """Go on with a stream that has begun. False if what it gives is not wanted, or comes better by another way."""
         pieces = range(opening_ask((chunk.size for chunk in self._torrent.parsed.chunks), AHEAD).count)
-        if not self._asks.waits(pieces):
+        if not self._around.routes.far(opening.peer) or not self._asks.waits(pieces):
             return False
         feed = self._begin(opening.peer, straight=False, opening=opening)
         self._asks.begin(feed.name, pieces)
@@ -255,9 +260,10 @@ class Feeds:
             feed.retiring = True
             feed.wake.set()
 
-    def _leave(self, opening: Opening) -> None:
-        log.debug("what %s sends behind the index is not wanted", opening.peer.agent_id)
-        self._tasks.create_task(opening.close(), name="leave an opening")
+    async def _leave(self, opening: Opening) -> None:
+        endpoint, wasted = opening.peer.endpoint_id, await opening.close()
+        log.debug("%d bytes that %s sent behind the index are not wanted", wasted, opening.peer.agent_id)
+        self._received[endpoint] = self._received.get(endpoint, 0) + wasted
 
     def stop(self) -> None:
         """End all feeds."""

@@ -122,6 +122,7 @@ class Inquiry:
                 opening = Opening(around.client, peer, manifest.infohash)
                 with contextlib.suppress(NoIndexError):
                     info = await opening.begin(partial)
+                    await around.routes.settle(peer)
             if info is None:
                 opening, info = None, await around.client.info(peer, manifest.infohash, partial)
             parsed = await self.parse(info)

@@ -189,6 +189,10 @@ class ChunkAnswer:
     index: int = 0
     etag: str = ""
 
+    def untaken(self) -> int:
+        """Take what has come; how many bytes that was."""
+        return len(self.content.read_nowait(-1)) if self.content.exception() is None else 0
+
 
 class NoIndexError(UnavailableError):
     """A peer knows no streams that begin with the index."""

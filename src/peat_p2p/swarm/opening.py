@@ -50,11 +50,13 @@ class Opening:
         self._asks.set_result(asks)
         return self._answer
 
-    async def close(self) -> None:
-        """End it. What is on its way of chunks is lost."""
-        self._answer = None
+    async def close(self) -> int:
+        """End it. What is on its way is lost; returns how many bytes had come of what nobody has taken."""
+        answer, self._answer = self._answer, None
         self._asks.cancel()
+        untaken = answer.untaken() if answer is not None else 0
         await self._stack.aclose()
+        return untaken
 
     async def _later(self) -> AsyncIterator[bytes]:
         yield Ask(0, 1).encode()  # a request is on its way when its body begins

@@ -51,6 +51,12 @@ class Routes:
             return False
         return self._paths.perhaps_far(peer.metadata)
 
+    async def settle(self, peer: PeerCandidate) -> None:
+        """Find out whether a peer that has been dealt with is far, where what its bearer has shown leaves it open."""
+        if self._paths is not None and peer.metadata is not None and not self._near(peer):
+            direct = await resolve(peer.metadata)
+            await self._paths.to(direct, bearer=direct, service=Service.METADATA)
+
     def near(self, peer: PeerCandidate) -> bool:
         """Whether a peer is known to be on a short path: a neighbour, or shown to be by its bearer."""
         if peer.metadata is None:

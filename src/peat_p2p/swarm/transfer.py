@@ -285,6 +285,7 @@ class Transfer:
                 failure = error
             self._dialer.stop()
             self._feeds.stop()
+        self._count(torrent.read(), self._feeds)
         if failure is not None:
             raise failure
         torrent.keep_inside(False)
@@ -339,9 +340,7 @@ class Transfer:
                 spent = around.clock.monotonic() - begun
                 await asyncio.sleep(quiet(len(pieces), len(torrent.parsed.chunks), spent))
             await torrent.woken(TICK_S)
-        reading = torrent.read()
-        self._count(reading, feeds)
-        self._observe(torrent, reading, steering.decision, "")
+        self._observe(torrent, torrent.read(), steering.decision, "")
         return True
 
     def _count(self, reading: Reading, feeds: Feeds) -> None:

@@ -116,7 +116,7 @@ class Pacer:
             if not self.bandwidth:
                 # A train shows the link's rate by how far it is drawn out; what trickled before it says nothing.
                 first = START_PACKETS * self.packet_bytes / _BURST_S
-                return min(first, self._window() / max(self.min_rtt, 0.01) * _GROWING_GAIN) if self._grown else first
+                return self._window() / max(self.min_rtt, 0.01) * _GROWING_GAIN if self._grown else first
             grown = max(self._burst, self.bandwidth * (_BURST_GAIN if self._burst > self.bandwidth else _START_GAIN))
             first = START_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01)
             return grown if self._round >= 2 else max(first, grown)
