@@ -266,16 +266,16 @@ def test_disk_that_fills_up_is_named(
     source = tmp_path / "file"
     source.write_bytes(random.Random(1).randbytes(500_000))
     written = 0
-    real = os.write
+    real = os.pwrite
 
-    def write(fd: int, data: bytes) -> int:
+    def write(fd: int, data: bytes, offset: int) -> int:
         nonlocal written
         written += len(data)
         if written > 200_000:
             raise OSError(number, os.strerror(number))
-        return real(fd, data)
+        return real(fd, data, offset)
 
-    monkeypatch.setattr(disk_module.os, "write", write)
+    monkeypatch.setattr(disk_module.os, "pwrite", write)
     with pytest.raises(ExhaustedError, match=str(store.root)):
         publish_tree(source)
     monkeypatch.undo()
@@ -312,7 +312,7 @@ def test_file_is_written_whole_whatever_its_size_and_place(
 
 
 def test_write_cut_short_by_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module.os, "write", lambda fd, data: 1000)
+    monkeypatch.setattr(disk_module.os, "pwrite", lambda fd, data, offset: 1000)
     with pytest.raises(OSError, match="No space left"):
         disk_module.write_new(tmp_path / "f", bytes(100_000))
     assert not (tmp_path / "f").exists()

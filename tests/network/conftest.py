@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -223,3 +224,14 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     yield fleet
     fleet.close()
     assert fleet.complaints() == []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str, int], str]:
+    """A function that makes a file of random bytes, which does not shrink: (name, bytes) to its path."""
+
+    def make(name: str, size: int) -> str:
+        (tmp_path / name).write_bytes(random.Random(name).randbytes(size))
+        return str(tmp_path / name)
+
+    return make

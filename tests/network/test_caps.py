@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +14,13 @@ MEBI = 1 << 20
 ALL = (Role.HUB, Role.PUBLISHER, Role.AGENT)
 
 
-def file(path: Path, size: int) -> Path:
-    """A file that does not shrink."""
-    path.write_bytes(random.Random(path.name).randbytes(size))
-    return path
-
-
-def test_a_cap_on_what_comes_from_other_sites_leaves_neighbours_alone(fleet: Any, tmp_path: Path) -> None:
+def test_a_cap_on_what_comes_from_other_sites_leaves_neighbours_alone(fleet: Any, file: Any) -> None:
     size, cap = 6 * MEBI, MEBI
     depot = fleet.start("up", "depot", "--site", "shore", roles=ALL)
     words = ("--site-download-limit", str(cap), "--peer", depot.peer)
     near = fleet.start("up", "near", "--site", "shore", *words)
     far = fleet.start("up", "far", "--site", "ship", *words)
-    depot.json("publish", str(file(tmp_path / "one", size)), "--name", "app", "--version", "1")
+    depot.json("publish", file("one", size), "--name", "app", "--version", "1")
     took = {}
     for node in (near, far):
         fleet.until(lambda node=node: node.json("packages"))
@@ -40,7 +32,7 @@ def test_a_cap_on_what_comes_from_other_sites_leaves_neighbours_alone(fleet: Any
 
 @pytest.mark.network
 @pytest.mark.timeout(120)
-def test_a_cap_on_the_bearer_holds_over_a_long_link(fleet: Any, tmp_path: Path) -> None:
+def test_a_cap_on_the_bearer_holds_over_a_long_link(fleet: Any, file: Any) -> None:
     size, cap = 2 * MEBI, 256 << 10
     with Network(pair("lte", near=("depot",), far=("edge",))) as net:
 
@@ -54,7 +46,7 @@ def test_a_cap_on_the_bearer_holds_over_a_long_link(fleet: Any, tmp_path: Path) 
 
         with net.inside("depot"):
             depot = start("depot", "--bearer-limit", str(cap))
-            depot.json("publish", str(file(tmp_path / "one", size)), "--name", "app", "--version", "1")
+            depot.json("publish", file("one", size), "--name", "app", "--version", "1")
         with net.inside("edge"):
             edge = start("edge", "--peer", depot.peer)
             fleet.until(lambda: edge.json("packages"), 30)

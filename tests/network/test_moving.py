@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +17,8 @@ ALL = (Role.HUB, Role.PUBLISHER, Role.AGENT)
 ANYWHERE = tuple(word for face in ("swarm", "metadata", "mesh") for word in (f"--{face}-listen", "0.0.0.0:0"))
 
 
-def file(path: Path) -> Path:
-    """A file that does not shrink."""
-    path.write_bytes(random.Random(path.name).randbytes(SIZE))
-    return path
-
-
 @pytest.mark.timeout(240)
-def test_an_address_that_comes_late_or_changes_is_used_at_once(fleet: Any, tmp_path: Path) -> None:
+def test_an_address_that_comes_late_or_changes_is_used_at_once(fleet: Any, file: Any) -> None:
     with Network(parse({"sites": {"deck": ["depot", "edge"]}})) as net:
 
         def move(old: str, new: str) -> None:
@@ -39,13 +31,13 @@ def test_an_address_that_comes_late_or_changes_is_used_at_once(fleet: Any, tmp_p
         net.run("edge", ["ip", "addr", "flush", "dev", "eth0"])
         with net.inside("depot"):
             depot = start("depot")
-            depot.json("publish", str(file(tmp_path / "one")), "--name", "one", "--version", "1")
+            depot.json("publish", file("one", SIZE), "--name", "one", "--version", "1")
         with net.inside("edge"):
             peer = depot.peer.replace("0.0.0.0", net.address("depot"))
             edge = start("edge", "--peer", peer, "--download-limit", str(2 * MEBI))
             move("10.1.0.3", "10.1.0.77")
             fleet.until(lambda: edge.json("packages"), 20, "the mesh uses the address that came late")
-            edge.json("publish", str(file(tmp_path / "two")), "--name", "two", "--version", "1")
+            edge.json("publish", file("two", SIZE), "--name", "two", "--version", "1")
         with net.inside("depot"):
             # It listens where it did not when it began.
             assert depot.json("pull", "two:1", timeout=60)["state"] == "complete"

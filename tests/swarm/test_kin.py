@@ -172,7 +172,7 @@ async def test_metadata_of_an_offer_is_given_without_a_torrent(node, content) ->
     engine = await ann.start()
     await engine.seed(package)
     async with MetadataClient(bob.credentials) as client:
-        assert await client.info(ann.candidate(), package.manifest.infohash, Partial()) == package.info
+        assert (await client.info(ann.candidate(), package.manifest.infohash, Partial())).meta.info == package.info
         assert await client.join(ann.candidate(), package.manifest.infohash) == len(package.index.unique_chunks)
 
 

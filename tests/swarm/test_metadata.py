@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
-from peat_p2p.core.errors import InvalidInputError, PeatError, TooLargeError, UnavailableError
+from peat_p2p.core.errors import InvalidInputError, PeatError, TooLargeError, UnavailableError, UntrustedError
 from peat_p2p.swarm import infopack
 from peat_p2p.swarm import metadata as module
 from peat_p2p.swarm.metadata import MetadataClient, Partial
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.torrent import restored, shortened
+from peat_p2p.swarm.torrent import parse_info, restored, shortened
 
 HASH = "ab" * 32
 
@@ -46,7 +46,7 @@ async def test_manifest_and_info_of_what_is_seeded(node, content) -> None:
     await (await ann.start()).seed(package)
     async with MetadataClient(bob.credentials) as client:
         assert await client.manifest(ann.candidate(), package.manifest_digest) == package.envelope
-        assert await client.info(ann.candidate(), package.manifest.infohash, Partial()) == package.info
+        assert (await client.info(ann.candidate(), package.manifest.infohash, Partial())).meta.info == package.info
         with pytest.raises(UnavailableError, match="ann does not hold it"):
             await client.info(ann.candidate(), HASH, Partial())
         with pytest.raises(UnavailableError, match="no address"):
@@ -99,7 +99,7 @@ async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch
                 return extend(self, more)
 
         partial.body = Counting(partial.body)
-        assert await client.info(ann.candidate(), package.manifest.infohash, partial) == package.info
+        assert (await client.info(ann.candidate(), package.manifest.infohash, partial)).meta.info == package.info
     assert sum(seen) == len(packed) - had
 
 
@@ -107,7 +107,12 @@ async def test_short_form_is_much_shorter_and_gives_the_same(node, content) -> N
     ann, bob = node("ann"), node("bob")
     package = ann.publish(content(size=3_000_000))
     await (await ann.start()).seed(package)
-    assert restored(shortened(package.info), ann.credentials.ca_pem) == package.info
+    short, infohash = shortened(package.info), package.manifest.infohash
+    assert restored(short, infohash, ann.credentials.ca_pem) == parse_info(
+        package.info, infohash, ann.credentials.ca_pem
+    )
+    with pytest.raises(UntrustedError):
+        restored(short, "0" * 64, ann.credentials.ca_pem)
     assert len(module.pack_info(package.info, short=True)) < 0.7 * len(module.pack_info(package.info, short=False))
     url = f"https://{ann.candidate().metadata}/peat/v1/metadata/{package.manifest.infohash}"
     # One that knows no short form still gets the whole.
@@ -120,7 +125,7 @@ async def test_short_form_is_much_shorter_and_gives_the_same(node, content) -> N
 
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_short_form(data: bytes) -> None:
-    for form in (lambda: restored(data, b"ca"), lambda: shortened(data)):
+    for form in (lambda: restored(data, "0" * 64, b"ca"), lambda: shortened(data)):
         with contextlib.suppress(PeatError):
             form()
 
@@ -131,7 +136,7 @@ async def test_another_packing_begins_anew(node, content) -> None:
     await (await ann.start()).seed(package)
     async with MetadataClient(bob.credentials) as client:
         partial = Partial('"other"', bytearray(b"part of another packing"))
-        assert await client.info(ann.candidate(), package.manifest.infohash, partial) == package.info
+        assert (await client.info(ann.candidate(), package.manifest.infohash, partial)).meta.info == package.info
 
 
 async def test_too_much_and_nonsense_are_refused(node, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm import chunkserver, opening
 from peat_p2p.swarm.asks import Asks, opening_ask
 from peat_p2p.swarm.infopack import etag_of, pack_info
-from peat_p2p.swarm.metadata import ChunkAnswer, MetadataClient, Partial
+from peat_p2p.swarm.metadata import MetadataClient, Partial
 from peat_p2p.swarm.opening import AHEAD, Opening
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
 from peat_p2p.swarm.routes import Routes
+from peat_p2p.swarm.torrent import ParsedInfo
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +146,10 @@ async def test_an_index_that_broke_off_goes_on_by_itself(node, content, monkeypa
     kept: list[int] = []
     real = MetadataClient.index
 
-    async def broken(self: MetadataClient, peer: PeerCandidate, answer: ChunkAnswer, partial: Partial) -> bytes:
+    async def broken(self: MetadataClient, peer: PeerCandidate, *rest: Any) -> ParsedInfo:
         if kept:
-            return await real(self, peer, answer, partial)
+            return await real(self, peer, *rest)
+        _, answer, partial = rest
         partial.etag, partial.body = answer.etag, bytearray(await answer.content.readexactly(answer.index // 2))
         kept.append(len(partial.body))
         raise UnavailableError("the connection broke")
@@ -155,7 +158,7 @@ async def test_an_index_that_broke_off_goes_on_by_itself(node, content, monkeypa
     seen: list[tuple[str, int]] = []
     info = MetadataClient.info
 
-    async def told(self: MetadataClient, peer: PeerCandidate, infohash: str, partial: Partial) -> bytes:
+    async def told(self: MetadataClient, peer: PeerCandidate, infohash: str, partial: Partial) -> ParsedInfo:
         seen.append((partial.etag, len(partial.body)))
         return await info(self, peer, infohash, partial)
 

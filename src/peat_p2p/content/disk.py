@@ -78,9 +78,7 @@ def write_new(path: Path, data: memoryview | bytes) -> os.stat_result:
                 raise
     fd = os.open(path, flags, 0o644)
     try:
-        written = 0
-        while written < len(data):
-            written += os.write(fd, data[written:])
+        _write_all(fd, data, 0)
         return os.fstat(fd)
     finally:
         os.close(fd)
@@ -105,10 +103,10 @@ class NewFile:
         end = (offset + len(data)) // _BLOCK * _BLOCK
         if end - begin >= _DIRECT_BYTES and self._past_cache(data[begin - offset : end - offset], begin):
             # A block that belongs to two parts is the page cache's alone: it puts them together.
-            self._write(data[: begin - offset], offset)
-            self._write(data[end - offset :], end)
+            _write_all(self.fd, data[: begin - offset], offset)
+            _write_all(self.fd, data[end - offset :], end)
         else:
-            self._write(data, offset)
+            _write_all(self.fd, data, offset)
 
     def close(self) -> None:
         """Let go of it."""
@@ -124,19 +122,12 @@ class NewFile:
                 self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
             with memoryview(_aligned(len(blocks))) as buffer:
                 buffer[: len(blocks)] = blocks
-                written = 0
-                while written < len(blocks):
-                    written += _whole(os.pwrite(self._direct, buffer[written : len(blocks)], offset + written))
+                _write_all(self._direct, buffer[: len(blocks)], offset, block=_BLOCK)
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
             self._try_direct = False
         return self._try_direct
-
-    def _write(self, data: memoryview, offset: int) -> None:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self.fd, data[written:], offset + written)
 
 
 def _aligned(size: int) -> mmap.mmap:
@@ -148,11 +139,16 @@ def _aligned(size: int) -> mmap.mmap:
     return aligned
 
 
-def _whole(count: int) -> int:
-    """What such a write has written. Raises OSError where it was cut short: the rest would not be aligned."""
-    if count % _BLOCK:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return count
+def _write_all(fd: int, data: memoryview | bytes, offset: int, *, block: int = 1) -> None:
+    """Write all of `data` at `offset`, in multiples of `block`.
+
+    Raises OSError, also where a write was cut short within a block: the rest would not be aligned.
+    """
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], offset + written)
+        if written % block:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_direct(path: Path, flags: int, data: memoryview) -> os.stat_result:
@@ -162,9 +158,7 @@ def _write_direct(path: Path, flags: int, data: memoryview) -> os.stat_result:
         buffer[:size] = data
         fd = os.open(path, flags | os.O_DIRECT, 0o644)
         try:
-            written = 0
-            while written < padded:
-                written += _whole(os.write(fd, buffer[written:padded]))
+            _write_all(fd, buffer[:padded], 0, block=_BLOCK)
             os.ftruncate(fd, size)
             return os.fstat(fd)
         finally:

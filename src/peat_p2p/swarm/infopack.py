@@ -9,7 +9,7 @@ import zstandard
 from blake3 import blake3
 
 from peat_p2p.core.errors import InvalidInputError, TooLargeError
-from peat_p2p.swarm.torrent import MAX_INFO_BYTES, restored, shortened
+from peat_p2p.swarm.torrent import MAX_INFO_BYTES, ParsedInfo, parse_info, restored, shortened
 
 WHOLE_FORM = "application/zstd"
 SHORT_FORM = "application/vnd.peat.torrent-short+zstd"
@@ -26,10 +26,10 @@ def etag_of(packed: bytes) -> str:
     return f'"{blake3(packed).hexdigest()[:32]}"'
 
 
-def unpack_info(packed: bytes, sender: str, ca_pem: bytes, *, short: bool) -> bytes:
-    """The info dictionary of what `sender` packed, in the formation of this CA. Raises PeatError."""
+def unpack_info(packed: bytes, sender: str, infohash: str, ca_pem: bytes, *, short: bool) -> ParsedInfo:
+    """What `sender` packed, checked to be of this infohash and in the formation of this CA. Raises PeatError."""
     data = unpack(packed, sender)
-    return restored(data, ca_pem) if short else data
+    return restored(data, infohash, ca_pem) if short else parse_info(data, infohash, ca_pem)
 
 
 def unpack(packed: bytes, sender: str) -> bytes:

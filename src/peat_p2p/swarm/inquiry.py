@@ -75,8 +75,11 @@ class Inquiry:
 
     async def parse(self, info: bytes) -> ParsedInfo:
         """Check that this is the index of the manifest. Raises UntrustedError and what `parse_info` raises."""
+        infohash = self._asker.manifest.infohash
+        return self._checked(await asyncio.to_thread(parse_info, info, infohash, self._around.ca_pem))
+
+    def _checked(self, parsed: ParsedInfo) -> ParsedInfo:
         manifest = self._asker.manifest
-        parsed = await asyncio.to_thread(parse_info, info, manifest.infohash, self._around.ca_pem)
         if parsed.index.digest != manifest.digest:
             raise UntrustedError(f"the torrent of {manifest.reference} carries another index than its manifest")
         return parsed
@@ -117,15 +120,15 @@ class Inquiry:
         self._asker.report(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
         opening = None
         try:
-            info = None
+            parsed = None
             if self._may_open(peer, partial):
                 opening = Opening(around.client, peer, manifest.infohash)
                 with contextlib.suppress(NoIndexError):
-                    info = await opening.begin(partial)
+                    parsed = await opening.begin(partial)
                     await around.routes.settle(peer)
-            if info is None:
-                opening, info = None, await around.client.info(peer, manifest.infohash, partial)
-            parsed = await self.parse(info)
+            if parsed is None:
+                opening, parsed = None, await around.client.info(peer, manifest.infohash, partial)
+            self._checked(parsed)
         except NotHeldError as error:
             # One that fetches, too, may have it in a moment.
             patience = _LOOK_S if not peer.complete else None

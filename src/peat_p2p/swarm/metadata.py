@@ -34,7 +34,7 @@ from peat_p2p.swarm.infopack import SHORT_FORM, WHOLE_FORM, etag_of, pack_info, 
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.throttle import Throttle
-from peat_p2p.swarm.torrent import MAX_INFO_BYTES
+from peat_p2p.swarm.torrent import MAX_INFO_BYTES, ParsedInfo
 from peat_p2p.trust.credentials import NodeCredentials
 
 _MAX_MANIFEST_BYTES = 64 << 10
@@ -235,8 +235,8 @@ class MetadataClient:
         await self._session.close()
         self._session = None
 
-    async def info(self, peer: PeerCandidate, infohash: str, partial: Partial) -> bytes:
-        """The info dictionary as `peer` gives it, unpacked but unchecked. Raises UnavailableError."""
+    async def info(self, peer: PeerCandidate, infohash: str, partial: Partial) -> ParsedInfo:
+        """The torrent metadata of this infohash as `peer` gives it. Raises PeatError."""
         headers = {"Accept": f"{SHORT_FORM}, {WHOLE_FORM}"}
         if partial.etag and partial.body:
             headers |= {"Range": f"bytes={len(partial.body)}-", "If-Range": partial.etag}
@@ -251,10 +251,10 @@ class MetadataClient:
                 if len(partial.body) > MAX_INFO_BYTES:
                     partial.body.clear()
                     raise TooLargeError(f"{peer.agent_id} sends more than {MAX_INFO_BYTES} bytes of torrent metadata")
-        return await self._unpack(peer, partial, short=short)
+        return await self._unpack(peer, infohash, partial, short=short)
 
-    async def index(self, peer: PeerCandidate, answer: ChunkAnswer, partial: Partial) -> bytes:
-        """The info dictionary that comes before the chunks of an answer, as by `info`. Raises NoIndexError."""
+    async def index(self, peer: PeerCandidate, infohash: str, answer: ChunkAnswer, partial: Partial) -> ParsedInfo:
+        """The torrent metadata that comes before the chunks of an answer, as by `info`. Raises NoIndexError."""
         if not answer.index:
             raise NoIndexError(f"{peer.agent_id} sends no index before its chunks")
         if answer.index > MAX_INFO_BYTES:
@@ -269,12 +269,12 @@ class MetadataClient:
                 partial.body += piece
         except TimeoutError:
             raise UnavailableError(f"{peer.agent_id} has gone silent") from None
-        return await self._unpack(peer, partial, short=True)
+        return await self._unpack(peer, infohash, partial, short=True)
 
-    async def _unpack(self, peer: PeerCandidate, partial: Partial, *, short: bool) -> bytes:
-        packed = bytes(partial.body)
+    async def _unpack(self, peer: PeerCandidate, infohash: str, partial: Partial, *, short: bool) -> ParsedInfo:
+        packed, ca_pem = bytes(partial.body), self._credentials.ca_pem
         partial.body.clear()
-        return await asyncio.to_thread(unpack_info, packed, peer.agent_id, self._credentials.ca_pem, short=short)
+        return await asyncio.to_thread(unpack_info, packed, peer.agent_id, infohash, ca_pem, short=short)
 
     async def join(self, peer: PeerCandidate, infohash: str) -> int | None:
         """Tell `peer` that this node will connect; how many chunks it has, None when it does not know the package."""

@@ -15,6 +15,7 @@ from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.asks import FIRST_DEPTH, Ask
 from peat_p2p.swarm.metadata import ChunkAnswer, MetadataClient, Partial
 from peat_p2p.swarm.peers import PeerCandidate
+from peat_p2p.swarm.torrent import ParsedInfo
 
 AHEAD = FIRST_DEPTH  # bytes of chunks behind the index: what a stream would be asked for first
 
@@ -30,18 +31,18 @@ class Opening:
         self._stack = AsyncExitStack()
         self._answer: ChunkAnswer | None = None
 
-    async def begin(self, partial: Partial) -> bytes:
-        """The info dictionary as the peer gives it, unpacked but unchecked. Raises what `info` and `index` do."""
+    async def begin(self, partial: Partial) -> ParsedInfo:
+        """The torrent metadata. Raises what `MetadataClient.index` does."""
         try:
             answer = await self._stack.enter_async_context(
                 self._client.chunks(self.peer, self._infohash, self._later(), straight=False, ahead=AHEAD)
             )
-            info = await self._client.index(self.peer, answer, partial)
+            parsed = await self._client.index(self.peer, self._infohash, answer, partial)
         except BaseException:
             await self.close()
             raise
         self._answer = answer
-        return info
+        return parsed
 
     def go_on(self, asks: AsyncIterator[bytes]) -> ChunkAnswer:
         """The answer from the first chunk on, for which `asks` asks more. Raises UnavailableError if it is closed."""

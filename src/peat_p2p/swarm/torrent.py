@@ -111,8 +111,11 @@ def shortened(info: bytes) -> bytes:
     return b"".join((len(encoded).to_bytes(4, "big"), encoded, *roots))
 
 
-def restored(short: bytes, ca_pem: bytes) -> bytes:
-    """The info dictionary of what `shortened` made, in the formation of this CA. Raises InvalidInputError."""
+def restored(short: bytes, infohash: str, ca_pem: bytes) -> ParsedInfo:
+    """What `shortened` made, in the formation of this CA, checked as by `parse_info`. Raises PeatError.
+
+    The info dictionary is made here from its parts, so that it is in canonical form needs no check.
+    """
     size = int.from_bytes(short[:4], "big")
     try:
         index = Index.decode(short[4 : 4 + size])
@@ -121,7 +124,10 @@ def restored(short: bytes, ca_pem: bytes) -> bytes:
     roots = short[4 + size :]
     if len(roots) != _ROOT_BYTES * len(index.unique_chunks):
         raise InvalidInputError("the short form of torrent metadata has not one root for each chunk")
-    return _encode(index, [roots[at : at + _ROOT_BYTES] for at in range(0, len(roots), _ROOT_BYTES)], ca_pem)
+    meta = _meta(_encode(index, [roots[at : at + _ROOT_BYTES] for at in range(0, len(roots), _ROOT_BYTES)], ca_pem))
+    if meta.infohash != infohash:
+        raise UntrustedError(f"torrent metadata does not have the infohash {infohash[:12]} its manifest names")
+    return ParsedInfo(meta, index, index.unique_chunks, piece_length(index))
 
 
 def piece_length(index: Index) -> int:
