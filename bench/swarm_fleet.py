@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -144,6 +145,10 @@ class Fleet:
             "host": agent.host,
             "site": agent.site,
             "everyone": self.endpoints,
+            # As heartbeats say it, whether or not anybody has the package.
+            "shared_sites": [
+                site for site, count in Counter(a.site for a in self.agents.values()).items() if count > 1
+            ],
             **options,
         }
         config = agent.folder / "config.json"

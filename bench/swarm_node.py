@@ -37,7 +37,7 @@ class Node:
         self.config = config
         self.store = store
         self.engine = engine
-        self.peers = StaticPeers()
+        self.peers = StaticPeers(shared_sites=config["shared_sites"])
         self.transfer: Transfer | None = None
         self.ended: float | None = None
 

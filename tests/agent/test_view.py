@@ -154,6 +154,16 @@ def test_holders_of_another_version_come_after_as_kin(world: World) -> None:
     assert [(peer.agent_id, peer.kin, peer.complete) for peer in found] == [("a3", False, True), ("a2", True, False)]
 
 
+def test_a_site_is_shared_when_another_agent_has_told_its_heartbeat_from_there(world: World) -> None:
+    peers, me = FleetPeers(world.view), "cd" * 32
+    assert not peers.shared("s1", me)
+    world.beat("a1", endpoint_id=me)
+    assert not peers.shared("s1", me)
+    world.beat("a2")
+    assert peers.shared("s1", me)
+    assert not peers.shared("s2", me)
+
+
 async def test_waiting_for_a_change_ends_with_one(world: World) -> None:
     peers = FleetPeers(world.view)
     async with asyncio.TaskGroup() as group, asyncio.timeout(5):

@@ -78,8 +78,7 @@ async def test_where_a_site_is_shared_the_index_comes_alone(node, content, asked
     await (await ann.start(site="a")).seed(package)
     await cat.start(site="b")
     async with asyncio.timeout(40):
-        source = StaticPeers([ann.candidate(site="a")])
-        source.shared = lambda site, me: site == "b"  # type: ignore[method-assign]
+        source = StaticPeers([ann.candidate(site="a")], shared_sites=["b"])
         await (await bob.start(site="b")).fetch(package.envelope, source).wait()
     assert (asked["info"], asked["index"]) == (1, 0)
 

@@ -8,7 +8,7 @@ often, up to a cap, and never keeps others from being tried. Must not open conne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,10 +54,14 @@ class PeerSource(Protocol):
 
 
 class StaticPeers:
-    """A source that is told its candidates: for command lines with fixed peers, and for tests."""
+    """A source that is told its candidates: for command lines with fixed peers, and for tests.
 
-    def __init__(self, candidates: Iterable[PeerCandidate] = ()) -> None:
+    Of `shared_sites` it is known that they have several agents, whether or not these are candidates.
+    """
+
+    def __init__(self, candidates: Iterable[PeerCandidate] = (), shared_sites: Collection[str] = ()) -> None:
         self._candidates = tuple(candidates)
+        self._shared_sites = frozenset(shared_sites)
         self._changed = asyncio.Event()
 
     def candidates(self, manifest_digest: str) -> Sequence[PeerCandidate]:
@@ -65,8 +69,10 @@ class StaticPeers:
         return self._candidates
 
     def shared(self, site: str, me: str) -> bool:
-        """Whether any candidate is of the site."""
-        return any(peer.site == site and peer.endpoint_id != me for peer in self._candidates)
+        """Whether the site is known to be, or any candidate is of it."""
+        return site in self._shared_sites or any(
+            peer.site == site and peer.endpoint_id != me for peer in self._candidates
+        )
 
     async def wait_change(self) -> None:
         """Return at the next `set`."""
