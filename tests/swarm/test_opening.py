@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm import chunkserver, opening
 from peat_p2p.swarm.asks import Asks, opening_ask
+from peat_p2p.swarm.chunkserver import bytes_told
 from peat_p2p.swarm.infopack import etag_of, pack_info
 from peat_p2p.swarm.metadata import MetadataClient, Partial
 from peat_p2p.swarm.opening import AHEAD, Opening
@@ -202,6 +206,34 @@ async def test_a_fetch_that_is_cancelled_leaves_no_stream_open(node, content, mo
     assert closed
     with pytest.raises(UnavailableError, match="closed"):
         closed[0].go_on(opening.Opening._later(closed[0]))
+
+
+@pytest.mark.parametrize(
+    ("told", "count"), [("262144", 262_144), ("9" * 5000, 0), ("-1", 0), ("\u00b2", 0), ("", 0), ("ten", 0)]
+)
+def test_a_header_that_tells_no_number_tells_nothing(told: str, count: int) -> None:
+    assert bytes_told({"X": told}, "X") == count
+
+
+async def test_a_peer_that_tells_a_nonsensical_length_is_asked_for_the_index_alone(
+    node, content, asked, monkeypatch
+) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=500_000))
+    await (await ann.start()).seed(package)
+    real = MetadataClient._ask
+
+    @asynccontextmanager
+    async def lying(self: MetadataClient, *args: Any, **rest: Any) -> AsyncIterator[Any]:
+        async with real(self, *args, **rest) as response:
+            lies = chunkserver.INDEX_HEADER in response.headers
+            headers = {chunkserver.INDEX_HEADER: "9" * 5000}
+            yield SimpleNamespace(content=response.content, headers=headers) if lies else response
+
+    monkeypatch.setattr(MetadataClient, "_ask", lying)
+    async with asyncio.timeout(20):
+        await (await bob.start()).fetch(package.envelope, StaticPeers([ann.candidate()])).wait()
+    assert asked == {"index": 1, "info": 1, "chunks": 2}
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=20), st.integers(0, 1000))

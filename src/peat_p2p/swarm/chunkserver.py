@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -28,8 +28,15 @@ log = logging.getLogger(__name__)
 PACED_HEADER = "X-Peat-Paced"
 AHEAD_HEADER = "X-Peat-Ahead"
 INDEX_HEADER = "X-Peat-Index"  # of the answer: the bytes of the packed index
+_MOST_DIGITS = 19
 _PART = 16 << 10  # a record of TLS
 _CONGESTION = b"bbr"
+
+
+def bytes_told(headers: Mapping[str, str], name: str) -> int:
+    """The number of bytes that a header tells; 0 when it is not there or is no such number."""
+    text = headers.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS else 0
 
 
 class ChunkSource(Protocol):
@@ -69,12 +76,11 @@ def chunk_handler(source: ChunkSource, throttle: Throttle) -> Callable[[web.Requ
     async def handle(request: web.Request) -> web.StreamResponse:
         infohash = request.match_info["infohash"]
         chunks = await source.chunks(infohash)
-        ahead, index = request.headers.get(AHEAD_HEADER, ""), b""
-        if chunks is not None and ahead.isdecimal():
-            info = await source.info(infohash)
-            index = await asyncio.to_thread(pack_info, info, short=True) if info is not None else b""
-        if chunks is None or (ahead and not index):
+        if chunks is None:
             raise web.HTTPNotFound(text="not held here")
+        ahead, index = bytes_told(request.headers, AHEAD_HEADER), b""
+        if ahead and (info := await source.info(infohash)) is not None:
+            index = await asyncio.to_thread(pack_info, info, short=True)
         sock = request.transport.get_extra_info("socket") if request.transport is not None else None
         if sock is not None and paced == "1":
             _pace(sock)
@@ -89,7 +95,7 @@ def chunk_handler(source: ChunkSource, throttle: Throttle) -> Callable[[web.Requ
             while chunks:
                 ask = decode_ask(await request.content.readexactly(ASK.size), len(chunks))
                 if index:
-                    ask, index = opening_ask((chunk.size for chunk in chunks), int(ahead)), b""
+                    ask, index = opening_ask((chunk.size for chunk in chunks), ahead), b""
                 for number in range(ask.first, ask.first + ask.count):
                     offset = ask.offset if number == ask.first else 0
                     await _give(response, source, throttle, chunks[number], number, offset)

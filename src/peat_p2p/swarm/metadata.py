@@ -27,7 +27,7 @@ from peat_p2p.content.index import ChunkRef
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import InvalidInputError, NotFoundError, PeatError, TooLargeError, UnavailableError
 from peat_p2p.swarm.asks import NotHeldError
-from peat_p2p.swarm.chunkserver import AHEAD_HEADER, INDEX_HEADER, PACED_HEADER, chunk_handler
+from peat_p2p.swarm.chunkserver import AHEAD_HEADER, INDEX_HEADER, PACED_HEADER, bytes_told, chunk_handler
 from peat_p2p.swarm.direct import DirectLine, Put
 from peat_p2p.swarm.directserver import DirectServer, shared_port
 from peat_p2p.swarm.infopack import SHORT_FORM, WHOLE_FORM, etag_of, pack_info, unpack, unpack_info
@@ -318,14 +318,9 @@ class MetadataClient:
                     response = await stack.enter_async_context(asking)
             except TimeoutError:
                 raise UnavailableError(f"{peer.agent_id} does not answer") from None
-            given = response.headers
-            index = given.get(INDEX_HEADER, "")
-            yield ChunkAnswer(
-                response.content,
-                given.get(PACED_HEADER) == "1",
-                int(index) if index.isdecimal() else 0,
-                given.get("ETag", ""),
-            )
+            told = response.headers
+            paced, index = told.get(PACED_HEADER) == "1", bytes_told(told, INDEX_HEADER)
+            yield ChunkAnswer(response.content, paced, index, told.get("ETag", ""))
 
     async def direct(self, peer: PeerCandidate, infohash: str, chunks: Sequence[ChunkRef], put: Put) -> DirectLine:
         """A line to a peer on a short path, to ask for a package's chunks; see there. Raises UnavailableError."""
