@@ -63,7 +63,7 @@ async def lan(run: Run) -> None:
     rate = 1e9
     run.parameter(bytes=size, rate_bit_s=rate, profile="lan")
     run.note("two ports of a LAN switch made by the kernel alone, which takes no processor time of the emulator's")
-    lan_of_two = parse({"name": "lan", "seed": run.seed, "lan": rate, "sites": {"rack": ["seed", "leech"]}})
+    lan_of_two = _switch(["seed", "leech"], rate, run.seed)
     with _network(lan_of_two) as net:
         async with fleet({"rack": ["seed", "leech"]}, net) as here:
             here.publish("seed", random_file(here.root / "file", size, run.random))

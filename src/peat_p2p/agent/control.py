@@ -27,6 +27,7 @@ from peat_p2p.content.manifest import check_name
 from peat_p2p.content.store import StoredPackage
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import ConfigError, InvalidInputError, NotFoundError, PeatError, UnavailableError
+from peat_p2p.core.waiting import within
 from peat_p2p.fleet.ids import MANIFESTS, manifest_digest
 from peat_p2p.swarm.status import TransferState, TransferStatus
 from peat_p2p.wire.gen.peat.agent.v1 import agent_pb as pb
@@ -135,9 +136,7 @@ class ControlService(PeatAgent):
             if self._agent.stopping.is_set():
                 raise UnavailableError("the agent is stopping; ask again when it is started again")
             yield pb.Transfer(name=request.name, version=request.version, state="waiting", reason=reason)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PULSE_SECONDS):
-                    await changed.wait()
+            await within(PULSE_SECONDS, changed)
             await asyncio.sleep(BREATH_SECONDS)
 
     def _sidecar_state(self) -> str:

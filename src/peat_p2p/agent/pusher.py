@@ -17,6 +17,7 @@ from peat_p2p.agent.reports import Delete, Key, ReportBook, Write
 from peat_p2p.agent.view import COLLECTIONS, FleetView
 from peat_p2p.client.model import Deleted, Event, Gap, SnapshotComplete, Upserted
 from peat_p2p.core.errors import DeniedError, InvalidInputError, PeatError, UnavailableError
+from peat_p2p.core.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +139,7 @@ class SidecarLink:
         if self._view.synced:
             await asyncio.sleep(seconds)  # it answers, but does not take this: being there is no news
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._back.wait()
+        await within(seconds, self._back)
 
     async def _write(self, write: Write, taken: list[bool]) -> None:
         key = write.key

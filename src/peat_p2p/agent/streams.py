@@ -7,12 +7,12 @@ watches wants to see them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from peat_p2p.agent.transfers import Ticket
 from peat_p2p.core.errors import UnavailableError
+from peat_p2p.core.waiting import within
 from peat_p2p.swarm.status import TransferStatus
 
 BREATH_SECONDS = 0.1  # states of a stream are at least this far apart, but for the end
@@ -33,16 +33,8 @@ async def paced(ticket: Ticket, stopping: asyncio.Event) -> AsyncIterator[Transf
         yield ticket.status if ticket.ended else ticket.transfer.status()
         if ticket.ended:
             return
-        if not await _within(BREATH_SECONDS, ticket.over):
-            await _within(PULSE_SECONDS, changed)
-
-
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait for an event, so long at most; whether it came."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    return False
+        if not await within(BREATH_SECONDS, ticket.over):
+            await within(PULSE_SECONDS, changed)
 
 
 async def follow(work: Callable[[Callable[[T], None]], Awaitable[T]]) -> AsyncGenerator[tuple[T, bool], None]:

@@ -20,6 +20,7 @@ from peat_p2p.core.address import HostPort, check_endpoint_id
 from peat_p2p.core.clock import Clock
 from peat_p2p.core.errors import ExhaustedError, InvalidInputError, PeatError, UnavailableError
 from peat_p2p.core.netwatch import OwnAddresses, watch_network
+from peat_p2p.core.waiting import within
 from peat_p2p.documents.replica import Replica
 from peat_p2p.documents.types import PartKey
 from peat_p2p.mesh.copies import Copies
@@ -307,9 +308,7 @@ class Mesh:
                     pause = _PLAN_AT_MOST_EVERY if self._replan else _PLAN_EVERY
                     deadline = min(deadline, self._planned_at + pause - now)
                 deadline = max(deadline, self._unable.until - now)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.01, deadline)):
-                    await self._due.wait()
+            await within(max(0.01, deadline), self._due)
             self._due.clear()
 
     async def _call(self, target: Target) -> None:

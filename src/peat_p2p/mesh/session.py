@@ -7,12 +7,12 @@ Keeps the rule that the core sees events one at a time, in order. Decides nothin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from peat_p2p.core.clock import Clock
+from peat_p2p.core.waiting import within
 from peat_p2p.documents.types import CursorMove, Outcome, PartKey, Update
 from peat_p2p.mesh.effects import (
     Ahead,
@@ -203,9 +203,7 @@ class Session:
         while self.core.ended is None:
             now = self._clock.monotonic()
             wait = max(self.core.deadline(now, room=self._space() > 0) - now, 0.001)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._wake.wait()
+            await within(wait, self._wake)
             self._wake.clear()
             await self._perform(self.core.poll(self._clock.monotonic(), self._space()))
 

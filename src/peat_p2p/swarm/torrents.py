@@ -19,6 +19,7 @@ from typing import Any
 import libtorrent as lt
 
 from peat_p2p.core.address import HostPort
+from peat_p2p.core.waiting import within
 from peat_p2p.swarm.ledger import Connection
 from peat_p2p.swarm.session import (
     Limits,
@@ -101,9 +102,7 @@ class Torrent:
 
     async def woken(self, timeout: float) -> None:
         """Return when there may be something new to read, or after `timeout` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self.wake.wait()
+        await within(timeout, self.wake)
         self.wake.clear()
 
     def read(self) -> Reading:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from enum import IntEnum
 
 from peat_p2p.core.address import HostPort
+from peat_p2p.core.waiting import within
 from peat_p2p.swarm.bearers.association import Arrived, Reading, Stream
 from peat_p2p.swarm.bearers.endpoint import Endpoint, Link
 
@@ -121,9 +122,7 @@ class Bearers:
 
     async def _expect(self, joint: _Joint, patience: float) -> None:
         """Break a connection off when the other side gives no sign of life."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await joint.link.heard.wait()
+        await within(patience, joint.link.heard)
         if not joint.link.association.heard:
             joint.broken = True
             joint.wake.set()
