@@ -1,7 +1,8 @@
 """The store: publish, verify and gc of many files, beside hashing the same tree.
 
 Owns the measurement only. The bars compare with what the machine can do at all in the same run: `b3sum` and
-`sha256sum` over the same tree, and writing as many bytes to the same disk. Every reader starts with a cold cache.
+`sha256sum` over the same tree, and what the disk makes of it at best: `tar` reads the tree into one file, which is
+synced. Every reader starts with a cold cache.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ def whole(run: Run) -> None:
         size = _make_tree(tree, total, files, run.random)
         os.sync()
         run.parameter(files=files, bytes=size, content="a third like text, the rest dense")
-        disk = _disk(work, size)
-        run.baseline("write and sync of as many bytes", disk)
+        _cool(tree)
+        run.baseline("tar", _copied(tree, work / "probe", size))
         for program in ("b3sum", "sha256sum"):
             _cool(tree)
             run.baseline(program, _hash_with(program, tree, size))
         for name, figures in run.baselines.items():
             run.say(f"{name}: {figures}")
-        _measure(run, work, tree, size, disk["MB/s"])
+        _measure(run, work, tree, size)
 
 
-def _measure(run: Run, work: Path, tree: Path, size: int, disk: float) -> None:
+def _measure(run: Run, work: Path, tree: Path, size: int) -> None:
     credentials = dev_credentials(work / "formation", "publisher", [Role.PUBLISHER])
     with ChunkStore.open(work / "store") as store:
         builder = torrent_builder(store, credentials.ca_pem)
@@ -83,16 +84,13 @@ def _measure(run: Run, work: Path, tree: Path, size: int, disk: float) -> None:
         _timed(run, "gc of everything", size, store.gc)
         run.at_most("bytes left after gc of everything", store.stat().chunk_bytes, 0, "bytes")
     run.at_most("differences between source and what came out", len(differences), 0)
-    verify = run.results["verify"]["MB/s"]
-    run.at_least("publish / the slower of disk and sha256sum", _ratio(run, disk), 0.5)
-    run.at_least(
-        "verify / b3sum", verify / run.baselines["b3sum"]["MB/s"] if "MB/s" in run.baselines["b3sum"] else None, 0.5
-    )
+    for name, other, limit in (("publish", "tar", 0.9), ("publish", "sha256sum", 0.5), ("verify", "b3sum", 0.5)):
+        run.at_least(f"{name} / {other}", _ratio(run, name, other), limit)
 
 
-def _ratio(run: Run, disk: float) -> float:
-    slower: float = min(disk, run.baselines["sha256sum"]["MB/s"])
-    return float(run.results["publish"]["MB/s"]) / slower
+def _ratio(run: Run, name: str, other: str) -> float | None:
+    beside = run.baselines[other].get("MB/s")
+    return run.results[name]["MB/s"] / beside if beside else None
 
 
 def _timed(run: Run, name: str, size: int, work: Callable[[], T]) -> T:
@@ -152,17 +150,13 @@ def _cool(folder: Path) -> None:
             os.close(fd)
 
 
-def _disk(work: Path, size: int) -> dict[str, Any]:
-    block = os.urandom(8 << 20)
-    path = work / "probe"
+def _copied(tree: Path, target: Path, size: int) -> dict[str, Any]:
     started = time.monotonic()
-    with path.open("wb") as file:
-        for _ in range(max(1, size // len(block))):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+    # Records of 1 MiB: with tar's own 10 KiB the calls cost more than the disk.
+    subprocess.run(["tar", "-b", "2048", "-cf", str(target), "-C", str(tree), "."], check=True)
+    subprocess.run(["sync", str(target)], check=True)
     seconds = time.monotonic() - started
-    path.unlink()
+    target.unlink()
     return {"seconds": round(seconds, 3), "MB/s": round(size / seconds / 1e6, 1)}
 
 

@@ -2,7 +2,7 @@
 
 Owns the reading: which bytes make up the content stream, where segments start, and threads that hash, pack and write
 while the next bytes are read and cut. Rule: a file that is not as it was when scanned fails the whole. What `reuse.py`
-knows unread is not read.
+knows unread is not read; what will be is asked for beforehand.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from peat_p2p.content.chunking import StreamCutter
 from peat_p2p.content.containers import MIN_BYTES, is_tar, read_content
 from peat_p2p.content.entries import Recipe
 from peat_p2p.content.index import ChunkRef, Index
+from peat_p2p.content.readahead import ReadAhead
 from peat_p2p.content.reuse import Earlier, Piece, pieces, segments
 from peat_p2p.content.scan import FileState, Source, SourceEntry, changed, read_error
 from peat_p2p.content.tars import TarSegments
@@ -43,8 +44,9 @@ def ingest(
     """
     with Workers(batch) as workers:
         ingestion = _Ingestion(source, average, batch, report, workers, earlier)
-        for segment in segments(ingestion.pieces):
-            ingestion.take(segment)
+        with ingestion.ahead:
+            for segment in segments(ingestion.pieces):
+                ingestion.take(segment)
         ingestion.cut.finish()
         return workers.finish()
 
@@ -70,9 +72,9 @@ class _Ingestion:
         self._done = 0
         usable = earlier is not None and earlier.average == average
         self._earlier = Earlier(earlier, self.pieces, batch.keep) if earlier is not None and usable else None
-
-    def _emit(self, chunks: list[memoryview], memory: bytearray) -> None:
-        self._workers.submit(chunks, lambda: self.cut.recycle(memory))
+        self.ahead = ReadAhead(
+            (piece.at, piece.item.path) for piece in self.pieces if self._earlier is None or piece.item.known is None
+        )
 
     def take(self, segment: Sequence[Piece]) -> None:
         """Take one segment: a large file, or small ones in a row."""
@@ -119,6 +121,7 @@ class _Ingestion:
             self._advance(sum(chunk.content_size for chunk in chunks))
 
     def _read(self, piece: Piece, skip: int = 0) -> None:
+        self.ahead.reached(piece.at)
         _read(piece.item, self.cut, self._average, self._advance, skip)
 
     def _advance(self, count: int) -> None:
