@@ -173,6 +173,21 @@ def test_an_outage_costs_its_own_time_and_little_else() -> None:
     assert link.pipes["a"].counters.delivered_bytes < size * 1.08
 
 
+@pytest.mark.parametrize(("delay", "patience"), [(0.0005, 0.3), (0.05, 1.3), (0.3, 2.0)])
+def test_the_end_of_a_young_outage_is_noticed_soon_and_sooner_on_a_short_path(delay: float, patience: float) -> None:
+    shape = Shape(rate=20e6, delay=delay, outage=Outage(up=5.0, down=60.0))
+    link = Imagined(shape)
+    mended = link.now + 65.0
+    transfer(link, 100_000, 4.0)
+    link.run(5.0)
+    link.now = mended - 50.0
+    link.ends["b"].ping()
+    before = link.pipes["b"].counters.offered_packets
+    link.run(70.0, lambda: link.ends["b"].last_heard >= mended)
+    assert mended <= link.ends["b"].last_heard <= mended + patience
+    assert link.pipes["b"].counters.offered_packets - before < 60 / max(0.2, patience - 0.3) + 20
+
+
 def test_nothing_is_sent_for_ever_to_who_never_answers() -> None:
     link = Imagined(Shape(loss=1.0))
     link.ends["b"].ping()

@@ -167,6 +167,24 @@ async def test_a_rebinding_nat_goes_unnoticed() -> None:
             transport.close()
 
 
+async def test_who_rings_is_called_once_when_there_is_an_answer() -> None:
+    async with two() as (near, far):
+        answered, again = asyncio.Event(), asyncio.Event()
+        near.ring(far.address, answered.set)
+        near.ring(far.address, again.set)
+        near.ring(far.address)
+        async with asyncio.timeout(10):
+            await answered.wait()
+            await again.wait()
+        assert near.heard(far.address) > 0
+        answered.clear()
+        near.ring(far.address, again.set)
+        async with asyncio.timeout(10):
+            while near.reading(far.address) is None or not again.is_set():
+                await asyncio.sleep(0.01)
+        assert not answered.is_set()
+
+
 async def test_a_near_peer_and_one_without_bearers_are_taken_straight() -> None:
     async with two() as (near, far):
         paths = Paths(near)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerBook, PeerCandidate
 from peat_p2p.swarm.revival import Revival
@@ -15,9 +18,11 @@ class Ears:
     def __init__(self) -> None:
         self.heard_at = float("-inf")
         self.rung = 0
+        self.answered: Callable[[], None] | None = None
 
-    def ring(self, peer: PeerCandidate) -> None:
+    def ring(self, peer: PeerCandidate, answered: Callable[[], None] | None) -> None:
         self.rung += 1
+        self.answered = answered
 
     def heard_since(self, peer: PeerCandidate, when: float) -> bool:
         return self.heard_at > when
@@ -31,8 +36,10 @@ def test_a_sign_of_life_ends_the_waiting() -> None:
         book.failed("aa", 100.0, "no answer")
     assert book.due([PEER], 101.0) == []
     assert revival.look([PEER], 101.0)
-    assert revival.look([PEER], 104.0)
+    again = asyncio.Event().set
+    assert revival.look([PEER], 104.0, again)
     assert ears.rung == 2
+    assert ears.answered is again
     ears.heard_at = 104.2
     assert not revival.look([PEER], 104.5)
     assert book.due([PEER], 104.5) == [PEER]

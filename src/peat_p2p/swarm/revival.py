@@ -7,7 +7,7 @@ and its first sign of life ends the waiting. A peer that answers by UDP and fail
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from peat_p2p.swarm.peers import PeerBook, PeerCandidate
 from peat_p2p.swarm.routes import Routes
@@ -23,8 +23,11 @@ class Revival:
         self._routes = routes
         self._since: dict[str, float] = {}
 
-    def look(self, candidates: Iterable[PeerCandidate], now: float) -> bool:
-        """Ask those that failed; have those that are back tried at once. Whether any is still silent."""
+    def look(self, candidates: Iterable[PeerCandidate], now: float, again: Callable[[], None] | None = None) -> bool:
+        """Ask those that failed; have those that are back tried at once. Whether any is still silent.
+
+        `again` is called when the next look will find one that is back.
+        """
         silent = False
         for peer in candidates:
             health = self._book.known(peer.endpoint_id)
@@ -39,6 +42,6 @@ class Revival:
                 self._book.succeeded(peer.endpoint_id)
                 del self._since[peer.endpoint_id]
             elif since != float("inf"):
-                self._routes.ring(peer)
+                self._routes.ring(peer, again)
                 silent = True
         return silent

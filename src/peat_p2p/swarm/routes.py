@@ -7,6 +7,7 @@ number of its metadata port. Must not know what is said there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
@@ -63,10 +64,10 @@ class Routes:
             return False
         return self._near(peer) or (self._paths is not None and self._paths.short(peer.metadata))
 
-    def ring(self, peer: PeerCandidate) -> None:
-        """Have a peer that does not answer asked by UDP, every few seconds, whether it is there again."""
+    def ring(self, peer: PeerCandidate, answered: Callable[[], None] | None) -> None:
+        """Have a silent peer asked by UDP, every few seconds, whether it is there again; `answered` is called then."""
         if self._bearers is not None and peer.metadata is not None:
-            self._bearers.ring(peer.metadata)
+            self._bearers.ring(peer.metadata, answered)
 
     def heard_since(self, peer: PeerCandidate, when: float) -> bool:
         """Whether a peer gave a sign of life by UDP after a moment of the loop's clock."""

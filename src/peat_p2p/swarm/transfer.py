@@ -323,7 +323,7 @@ class Transfer:
                 return False
             held = self.held()
             candidates = self._evidence.honest(self.candidates())
-            self._revival.look(candidates, around.clock.monotonic())
+            self._revival.look(candidates, around.clock.monotonic(), torrent.wake.set)
             self._evidence.watch(torrent, reading, candidates)
             givers = feeds.givers(candidates)
             to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun, givers)

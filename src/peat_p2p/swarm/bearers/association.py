@@ -30,6 +30,8 @@ MAX_STREAMS = 256
 _REORDERING = 3
 _MOST_REORDERING = 300
 _SILENCE_S, _LONGEST_SILENCE_S = 1.0, 3.0  # between asking: while an outage is young, and later
+# On a short path, which has bytes to spare, a young outage is asked about more often: once in so many round trips.
+_SILENT_ROUNDS, _SHORTEST_SILENCE_S = 25, 0.25
 _YOUNG_S = 120.0
 _SLOW_RATE = 12_500.0  # bytes per second below which packets are small, so that one does not hold up the link
 _SMALL_DATAGRAM = 700
@@ -391,7 +393,9 @@ class Association:
             self._probe_at = None
             return
         patience = (self.pacer.patience + 2 * self._ask_delay) * 2 ** min(self._silences, 6)
-        longest = _SILENCE_S if now - self.last_heard < _YOUNG_S else _LONGEST_SILENCE_S
+        longest = _LONGEST_SILENCE_S
+        if now - self.last_heard < _YOUNG_S:
+            longest = min(_SILENCE_S, max(_SHORTEST_SILENCE_S, _SILENT_ROUNDS * self.pacer.min_rtt))
         self._probe_at = now + min(patience, max(longest, self.pacer.patience * 1.5))
 
     @property

@@ -28,13 +28,14 @@ Address = tuple[str, int]
 
 
 class Link:
-    """An association and the address of its other side."""
+    """An association and the address of its other side. `rung`: who is told when something comes from there next."""
 
     def __init__(self, association: Association, address: Address) -> None:
         self.association = association
         self.address = address
         self.newest = -1
         self.heard = asyncio.Event()
+        self.rung: set[Callable[[], None]] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = 0.0
 

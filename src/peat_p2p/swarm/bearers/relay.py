@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from enum import IntEnum
 
 from peat_p2p.core.address import HostPort
@@ -80,11 +80,13 @@ class Bearers:
         local = self._ports[peer, service] = HostPort(host, port)
         return local
 
-    def ring(self, peer: HostPort) -> None:
-        """Ask the bearers at `peer` (an IP address) for a sign of life until they give one."""
+    def ring(self, peer: HostPort, answered: Callable[[], None] | None = None) -> None:
+        """Ask the bearers at `peer` (an IP address) for a sign of life until they give one; then call `answered`."""
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(peer.host)  # names are resolved by whoever connects
             link = self._endpoint.link_to(peer)
+            if answered is not None:
+                link.rung.add(answered)
             if not link.association.asking:
                 link.association.ping()
                 self._endpoint.flush(link)
@@ -228,6 +230,8 @@ class Bearers:
     def _room(self, link: Link) -> None:
         if link.association.heard:
             link.heard.set()
+            while link.rung:
+                link.rung.pop()()
         connection = link.association.connection
         for number, stream in link.association.streams.items():
             if stream.sending.room > 0:
