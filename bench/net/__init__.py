@@ -1,8 +1,8 @@
-"""A network emulator: namespaces joined by TUN devices, and one relay process that is every link.
+"""A network emulator: namespaces, and one process that is every link between them.
 
 `shape` says what a link does, `profiles` names the links that matter, `topology` says who is joined to whom (all pure);
-`relay` is the process that does it, `network` the face for tests and benches, `cli` the one by hand, `selftest` the
-proof. `python -m bench net --help`.
+`emulator` is the process that does it, with TUN devices and a loop (`relay`) or with tc (`netem`), `network` the face
+for tests and benches, `cli` the one by hand, `selftest` the proof. `python -m bench net --help`.
 """
 
 from bench.net.cli import main

@@ -12,7 +12,8 @@ from pathlib import Path
 from bench.net import state
 from bench.net.network import Control, Network, NetworkError, command
 from bench.net.profiles import PROFILES
-from bench.net.topology import TopologyError, load
+from bench.net.shape import parse_rate
+from bench.net.topology import BACKENDS, TopologyError, load
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,6 +37,14 @@ def main(argv: Sequence[str]) -> int:
     test = commands.add_parser("selftest", help="measure the emulator itself")
     test.add_argument("--json", type=Path)
     test.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")
+    test.add_argument("--backend", choices=BACKENDS, default="auto", help="what makes the links (default: auto)")
+    test.add_argument(
+        "--fastest",
+        type=parse_rate,
+        default=float("inf"),
+        metavar="RATE",
+        help="leave out faster links, on a machine that cannot send that fast: 3M",
+    )
     options = parser.parse_args(list(argv))
     try:
         return _do(options, listing.prog)
@@ -60,7 +69,7 @@ def _do(options: argparse.Namespace, _prog: str) -> int:
         case "selftest":
             from bench.net.selftest import selftest
 
-            found = selftest(seconds=options.seconds, say=lambda text: print(text, flush=True))
+            found = selftest(options.seconds, lambda text: print(text, flush=True), options.backend, options.fastest)
             if options.json is not None:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
             return 0 if found["holds"] else 1

@@ -107,7 +107,7 @@ class Network:
         words = [
             sys.executable,
             "-m",
-            "bench.net.relay",
+            "bench.net.process",
             str(self.directory),
             *(["--detached"] if self._detached else []),
         ]
@@ -130,7 +130,7 @@ class Network:
         except OSError:
             said = ""
         if said != "ready\n":
-            reason = errors.read_text().strip() if errors.exists() else ""
+            reason = said.strip() or (errors.read_text().strip() if errors.exists() else "")
             self.down()
             raise NetworkError(f"the relay did not start: {reason or 'it ended without a word'}")
         self._state = state.read(self.directory)

@@ -7,6 +7,7 @@ difference of two readings of one clock. Result files carry what this returns as
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import statistics
 import struct
@@ -78,9 +79,9 @@ class _Probe:
         return self.arrivals
 
 
-def measure_rate(rate: float, seconds: float) -> float:
+def measure_rate(rate: float, seconds: float, backend: str = "auto") -> float:
     """Bit/s that come through a link of `rate` which is offered half as much again."""
-    with Network(pair(rate=rate, delay=0.01, queue=0.2)) as net:
+    with Network(pair(rate=rate, delay=0.01, queue=0.2, backend=backend)) as net:
         probe = _Probe(net)
         size = 1400
         probe.send(int(seconds * rate * 1.5 / size / 8), size * 8 / rate / 1.5, size)
@@ -89,9 +90,9 @@ def measure_rate(rate: float, seconds: float) -> float:
     return sum(one[3] for one in middle[1:]) * 8 / (middle[-1][2] - middle[0][2])
 
 
-def measure_delay(delay: float, jitter: float, count: int) -> dict[str, float]:
+def measure_delay(delay: float, jitter: float, count: int, backend: str = "auto") -> dict[str, float]:
     """One-way delays of sparse small packets, and how many overtook another."""
-    with Network(pair(delay=delay, jitter=jitter)) as net:
+    with Network(pair(delay=delay, jitter=jitter, backend=backend)) as net:
         probe = _Probe(net)
         probe.send(count, 0.01, 100)
         arrivals = probe.finish(delay + jitter + 0.2)
@@ -119,9 +120,9 @@ def measure_loss(count: int, **shape: Any) -> dict[str, float]:
     return {"loss": lost / count, "row": lost / max(rows, 1), "counted": counters["dropped_loss"] / count}
 
 
-def measure_edges(up: float, down: float, periods: int) -> float:
+def measure_edges(up: float, down: float, periods: int, backend: str = "auto") -> float:
     """The worst distance, in seconds, between an edge of the outage schedule and what packets saw of it."""
-    with Network(pair(delay=0.0, outage={"up": up, "down": down})) as net:
+    with Network(pair(delay=0.0, outage={"up": up, "down": down}, backend=backend)) as net:
         probe = _Probe(net)
         net.restart()
         started = time.monotonic()
@@ -137,9 +138,9 @@ def measure_edges(up: float, down: float, periods: int) -> float:
     return worst
 
 
-def measure_carry(seconds: float) -> float:
-    """Bit/s of one TCP connection over a link without a rate: what the relay itself sustains."""
-    with Network(pair(delay=0.0002)) as net:
+def measure_carry(seconds: float, backend: str = "auto") -> float:
+    """Bit/s of one TCP connection over a link without a rate: what the emulator itself sustains."""
+    with Network(pair(delay=0.0002, backend=backend)) as net:
         with net.inside("b"):
             listener = socket.create_server((net.address("b"), _PORT + 1))
         with net.inside("a"):
@@ -170,8 +171,18 @@ def measure_carry(seconds: float) -> float:
     return total * 8 / (now - started)
 
 
-def selftest(seconds: float = 3.0, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Measure everything; the dict says each figure, its target and whether all are within the emulator's promise."""
+def selftest(
+    seconds: float = 3.0,
+    say: Callable[[str], None] = lambda text: None,
+    backend: str = "auto",
+    fastest: float = float("inf"),
+) -> dict[str, Any]:
+    """Measure everything; the dict says each figure, its target and whether all are within the emulator's promise.
+
+    Rates beyond `fastest` bit/s are left out: what this machine cannot send itself says nothing of a link.
+    """
+    with Network(pair(backend=backend)) as net:
+        backend = net.stats()["backend"]
     checks: list[dict[str, Any]] = []
 
     def check(name: str, value: float, target: float, error: float, limit: float) -> None:
@@ -179,28 +190,34 @@ def selftest(seconds: float = 3.0, say: Callable[[str], None] = lambda text: Non
         checks.append({"name": name, "value": value, "target": target, "error": error, "limit": limit, "holds": holds})
         say(f"{'ok    ' if holds else 'FAILED'} {name}: {value:.6g}, target {target:g}, error {error:.3g} of {limit:g}")
 
-    for rate in (56e3, 2e6, 20e6, 100e6):
-        got = measure_rate(rate, seconds * (4 if rate < 1e6 else 1))
+    for rate in [rate for rate in (56e3, 2e6, 20e6, 100e6) if rate <= fastest]:
+        got = measure_rate(rate, seconds * (4 if rate < 1e6 else 1), backend)
         check(f"rate of {rate:g} bit/s", got, rate, abs(got / rate - 1), RATE_LIMIT)
     for delay in (0.0002, 0.025, 0.3):
-        delays = measure_delay(delay, 0.0, int(seconds * 50))
+        delays = measure_delay(delay, 0.0, int(seconds * 50), backend)
         check(f"delay of {delay:g} s, median", delays["median"], delay, abs(delays["median"] - delay), DELAY_LIMIT)
         check(f"delay of {delay:g} s, 95th percentile", delays["p95"], delay, abs(delays["p95"] - delay), DELAY_LIMIT)
-    wandering = measure_delay(0.03, 0.01, int(seconds * 100))
+    wandering = measure_delay(0.03, 0.01, int(seconds * 100), backend)
     bounds = max(0.02 - wandering["lowest"], wandering["highest"] - 0.04, 0.0)
     check("delay of 0.03 +- 0.01 s, outside its bounds", bounds, 0, bounds, DELAY_LIMIT)
     check("packets overtaken under jitter", wandering["overtaken"], 0, wandering["overtaken"], 0)
     # Over 20,000 packets a fair coin of 2 % is itself off by 5 % one time in three: enough packets for three of its
     # standard deviations to be within the limit.
     for loss, count in ((0.02, 180_000), (0.1, 40_000)):
-        got = measure_loss(count, loss=loss)["loss"]
+        got = measure_loss(count, loss=loss, backend=backend)["loss"]
         check(f"loss of {loss:g} over {count:,} packets", got, loss, abs(got / loss - 1), LOSS_LIMIT)
-    burst = measure_loss(80_000, burst={"enter": 0.02, "leave": 0.25, "loss": 1.0})
+    burst = measure_loss(80_000, burst={"enter": 0.02, "leave": 0.25, "loss": 1.0}, backend=backend)
     mean = 0.02 / 0.27
     check("burst loss, mean", burst["loss"], mean, abs(burst["loss"] / mean - 1), 2 * LOSS_LIMIT)
     check("burst loss, mean length of a row", burst["row"], 4.0, abs(burst["row"] / 4.0 - 1), 2 * LOSS_LIMIT)
-    edges = measure_edges(0.6, 0.4, max(2, int(seconds)))
+    edges = measure_edges(0.6, 0.4, max(2, int(seconds)), backend)
     check("outage edges, worst", edges, 0, edges, EDGE_LIMIT)
-    carried = measure_carry(seconds)
-    check("carried by one TCP connection, bit/s", carried, CARRY_LIMIT, max(0.0, 1 - carried / CARRY_LIMIT), 0.0)
-    return {"backend": "tun", "holds": all(one["holds"] for one in checks), "checks": checks}
+    if fastest >= CARRY_LIMIT:
+        carried = measure_carry(seconds, backend)
+        check("carried by one TCP connection, bit/s", carried, CARRY_LIMIT, max(0.0, 1 - carried / CARRY_LIMIT), 0.0)
+    return {
+        "backend": backend,
+        "kernel": os.uname().release,
+        "holds": all(one["holds"] for one in checks),
+        "checks": checks,
+    }

@@ -249,7 +249,7 @@ class Pipe:
             return None
         arrives = leaves + shape.delay
         if shape.jitter:
-            arrives += self._jitter(leaves)
+            arrives += (self._random() * 2.0 - 1.0) * shape.jitter if shape.reorder else self.wander(leaves)
         if not shape.reorder:
             arrives = self._last = max(arrives, self._last)
         return arrives
@@ -262,16 +262,22 @@ class Pipe:
         if burst is not None:
             self._bad = random_() >= burst.leave if self._bad else random_() < burst.enter
             lost = lost or (self._bad and random_() < burst.loss)
-        for episode in shape.episodes:
-            since = at - self.epoch
-            if since >= episode.every and since % episode.every < episode.seconds and random_() < episode.loss:
-                lost = True
+        if shape.episodes:
+            chance = self.episode_loss(at)
+            lost = (bool(chance) and random_() < chance) or lost
         return lost
 
-    def _jitter(self, at: float) -> float:
+    def episode_loss(self, at: float) -> float:
+        """The chance that the episodes lose a packet at this time."""
+        since, kept = at - self.epoch, 1.0
+        for episode in self.shape.episodes:
+            if since >= episode.every and since % episode.every < episode.seconds:
+                kept *= 1.0 - episode.loss
+        return 1.0 - kept
+
+    def wander(self, at: float) -> float:
+        """By how much the jitter moves the delay at this time, where packets keep their order."""
         shape = self.shape
-        if shape.reorder:
-            return (self._random() * 2.0 - 1.0) * shape.jitter
         segment, place = divmod(at, shape.wander)
         if segment != self._segment:
             follows = segment == self._segment + 1.0

@@ -3,6 +3,7 @@
     name = "geo2"
     congestion = "cubic"            # of every host; a host may say its own
     time_scale = 0.01               # schedules of outages and cuts run 100 times as fast
+    backend = "auto"                # or "tun", or "netem" (the kernel's); by itself netem where the kernel has it
     lan = "1G"                      # rate of every port of the LAN switches; without it they are as fast as the kernel
     [sites]
     base = ["holder"]               # one host: the link ends in it
@@ -34,6 +35,7 @@ from bench.net.shape import Outage, Shape, ShapeError, parse_rate
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 GATEWAY = "gw-"
+BACKENDS = ("auto", "tun", "netem")
 
 
 class TopologyError(ValueError):
@@ -81,6 +83,7 @@ class Topology:
     seed: int = 1
     mtu: int = 1500
     lan: float | None = None
+    backend: str = "auto"
     _places: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +102,8 @@ class Topology:
             for end in link.ends:
                 if end not in sites:
                     raise TopologyError(f"link {link.name} ends in site {end!r}, which has no hosts")
+        if self.backend not in BACKENDS:
+            raise TopologyError(f"there is no backend {self.backend!r}; there are {', '.join(BACKENDS)}")
         if len({link.name for link in self.links}) != len(self.links):
             raise TopologyError("two links have the same name; give one a name")
         for cut in self.cuts:
@@ -173,7 +178,11 @@ def load(path: Path) -> Topology:
 
 def parse(table: Mapping[str, Any], name: str = "net") -> Topology:
     """A topology from what a TOML file holds."""
-    unknown = set(table) - {"name", "congestion", "time_scale", "seed", "mtu", "lan", "sites", "hosts", "links", "cuts"}
+    unknown = (
+        set(table)
+        - {"name", "congestion", "time_scale", "seed", "mtu", "lan", "sites", "hosts", "links", "cuts"}
+        - {"backend"}
+    )
     if unknown:
         raise TopologyError(f"a topology has no {', '.join(sorted(unknown))}")
     congestion = str(table.get("congestion", "cubic"))
@@ -197,6 +206,7 @@ def parse(table: Mapping[str, Any], name: str = "net") -> Topology:
         seed=int(table.get("seed", 1)),
         mtu=int(table.get("mtu", 1500)),
         lan=parse_rate(table["lan"]) if "lan" in table else None,
+        backend=str(table.get("backend", "auto")),
     )
 
 
@@ -228,6 +238,7 @@ def pair(
     congestion: str = "cubic",
     time_scale: float = 1.0,
     seed: int = 1,
+    backend: str = "auto",
     **shape: Any,
 ) -> Topology:
     """Two sites and the link between them: what most measurements need. `near` is upstream."""
@@ -240,6 +251,7 @@ def pair(
             "congestion": congestion,
             "time_scale": time_scale,
             "seed": seed,
+            "backend": backend,
             "sites": {"near": list(near), "far": list(far)},
             "links": [link],
         }
@@ -254,6 +266,7 @@ def as_table(topology: Topology) -> dict[str, Any]:
         "mtu": topology.mtu,
         "time_scale": topology.time_scale,
         "lan": topology.lan,
+        "backend": topology.backend,
         "hosts": [
             {"name": h.name, "site": h.site, "congestion": h.congestion, "address": topology.address(h.name)}
             for h in topology.hosts
@@ -292,4 +305,5 @@ def from_table(table: Mapping[str, Any]) -> Topology:
         table["seed"],
         table["mtu"],
         table["lan"],
+        table["backend"],
     )
