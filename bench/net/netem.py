@@ -297,8 +297,8 @@ def _changes(pipe: Pipe) -> bool:
 def _tbf(shape: Shape, mtu: int) -> str:
     rate = shape.rate or _UNLIMITED
     burst = max(mtu, int(rate / 8 * _BURST_S))
-    # As shape.py has it: a packet that would wait longer than `queue` is dropped.
-    limit = int(rate / 8 * shape.queue) + mtu
+    # A packet that would wait longer than `queue` is dropped. The one that leaves is not in here any more.
+    limit = max(mtu, int(rate / 8 * shape.queue))
     return f"tbf rate {rate:.0f}bit burst {burst} limit {limit}"
 
 
@@ -308,13 +308,19 @@ def _first(lane: _Lane) -> str:
 
 
 def _second(lane: _Lane) -> str:
-    """Behind the wire. Its rate is the time that a packet takes to leave; see `transmit` in shape.py."""
-    shape = lane.pipe.shape
-    delay = max(0.0, shape.delay + lane.wander)
-    extra = 1.0 if lane.down else lane.pipe.episode_loss(time.monotonic())
+    return second_stage(lane.pipe, time.monotonic(), lane.wander, down=lane.down)
+
+
+def second_stage(pipe: Pipe, now: float, wander: float, *, down: bool = False) -> str:
+    """What netem is told to do behind the wire at a time, when the delay has wandered by `wander` seconds.
+
+    Its rate is the time that a packet takes to leave; see `transmit` in shape.py.
+    """
+    shape = pipe.shape
+    words = f"delay {max(0.0, shape.delay + wander) * 1e6:.0f}us "
+    extra = 1.0 if down else pipe.episode_loss(now)
     good = 1.0 - (1.0 - shape.loss) * (1.0 - extra)
-    words = f"delay {delay * 1e6:.0f}us "
-    if shape.burst is not None and not lane.down:
+    if shape.burst is not None and not down:
         bad = 1.0 - (1.0 - good) * (1.0 - shape.burst.loss)
         chances = (shape.burst.enter, shape.burst.leave, bad, good)
         words += "loss gemodel " + " ".join(f"{100 * chance:.6g}%" for chance in chances)
