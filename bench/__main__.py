@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bench as package
+from bench.net.calibration import calibration
+from bench.net.network import Network
 from bench.result import Bench, Command, ResultFile, Run, Scenario
 
 
@@ -84,6 +86,7 @@ def _parser(bench: Bench) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer runs, for a first look")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything random (default 1)")
+    parser.add_argument("--no-calibration", action="store_true", help="do not measure the emulator of links, if used")
     if bench.arguments is not None:
         bench.arguments(parser)
     return parser
@@ -115,7 +118,10 @@ def run_bench(bench: Bench, argv: Sequence[str]) -> int:
             error = traceback.format_exc()
             print(error, file=sys.stderr)
         good = good and error is None and all(bar.holds for bar in run.bars)
-        file.add(run, time.monotonic() - started, error)
+        seconds = time.monotonic() - started
+        if Network.made and not options.no_calibration:
+            run.record("calibration", calibration(run.say, quick=run.quick))
+        file.add(run, seconds, error)
         if options.json is not None:
             file.write(options.json)
     for entry in file.scenarios:

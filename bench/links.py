@@ -31,7 +31,6 @@ from typing import Any
 from bench.manners import manners
 from bench.net import Network, pair
 from bench.net.profiles import PROFILES
-from bench.net.selftest import selftest
 from bench.net.shape import Outage
 from bench.net.state import start_time
 from bench.net.topology import Topology
@@ -287,8 +286,6 @@ def _table(run: Run, agents: int) -> None:
     runs = run.options.runs or (1 if run.quick else 3)
     cases = _cases(run, agents, tools)
     run.parameter(agents=agents, runs=runs, congestion=run.options.congestion, tools=tools)
-    if not run.options.no_calibration:
-        run.record("calibration", selftest(seconds=1.0 if run.quick else 3.0, say=run.say))
     versions = {name: rivals[name].version() for name in tools}
     packages: dict[int, tuple[Path, str]] = {}
     _tidy()
@@ -434,7 +431,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ours-at-once", type=int, default=OURS_AT_ONCE, help="networks at once that carry peat, slow links only"
     )
-    parser.add_argument("--no-calibration", action="store_true", help="do not measure the emulator first")
 
 
 BENCH = Bench(

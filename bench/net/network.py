@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from bench.net import kernel, state
 from bench.net.topology import Topology, as_table
@@ -78,7 +78,9 @@ class Control:
 
 
 class Network:
-    """A topology, up. A context manager; one at a time or several."""
+    """A topology, up. A context manager; one at a time or several. `made` says whether this process made any."""
+
+    made: ClassVar[bool] = False
 
     def __init__(self, topology: Topology, *, detached: bool = False) -> None:
         self.topology = topology
@@ -103,6 +105,7 @@ class Network:
         reason = why_not()
         if reason:
             raise NetworkError(f"no network can be made here: {reason}")
+        Network.made = True
         self.directory = state.new_directory(self.topology.name)
         words = [
             sys.executable,
