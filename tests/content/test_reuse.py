@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peat_p2p.content import ingest as ingest_module
+from peat_p2p.content import readahead
 from peat_p2p.content import seen as seen_module
 from peat_p2p.content.index import Index
 from peat_p2p.content.publish import TorrentMeta, publish
@@ -79,7 +80,34 @@ def test_only_the_surroundings_of_a_change_are_read(tmp_path: Path, publish_tree
     again = publish_tree(source, version="1.1")
     read = [name for name in opened if name.endswith(".txt")]
     assert "0300.txt" in read
-    assert len(read) < 120  # a few chunks of 16 KiB around it, out of 150
+    assert len(read) < 40  # a few chunks of 16 KiB around it, out of 150
+    assert again.index == in_full(source, tmp_path / "other", publish_tree).index
+
+
+def test_what_is_asked_of_the_disk_beforehand_is_what_is_read(
+    tmp_path: Path, publish_tree: Publish, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    monkeypatch.setattr(readahead, "_ask_for", lambda path: asked.add(path.name))
+    source = tmp_path / "source"
+    source.mkdir()
+    rng = random.Random(4)
+    for number in range(600):
+        (source / f"{number:04}.txt").write_bytes(rng.randbytes(90_000 if number % 50 == 49 else 4000))
+    publish_tree(source)
+    assert len(asked) == 600
+    for name in ("0000", "0149", "0300", "0301", "0599"):
+        (source / f"{name}.txt").write_bytes(b"other")
+    (source / "0450.txt").unlink()
+    (source / "0450a.txt").write_bytes(b"new")
+    asked.clear()
+    opened.clear()
+    again = publish_tree(source, version="1.1")
+    read = {name for name in opened if name.endswith(".txt")}
+    assert len(asked - read) < 0.3 * len(asked)  # where cuts fall behind a change is only a guess
+    assert {"0000.txt", "0149.txt", "0300.txt", "0301.txt", "0450a.txt", "0599.txt"} <= asked
+    assert len(asked & read) > 0.5 * len(read)
+    assert len(read) < 90
     assert again.index == in_full(source, tmp_path / "other", publish_tree).index
 
 

@@ -73,7 +73,9 @@ class _Ingestion:
         usable = earlier is not None and earlier.average == average
         self._earlier = Earlier(earlier, self.pieces, batch.keep) if earlier is not None and usable else None
         self.ahead = ReadAhead(
-            (piece.at, piece.item.path) for piece in self.pieces if self._earlier is None or piece.item.known is None
+            (piece.at, piece.item.path)
+            for piece in self.pieces
+            if self._earlier is None or not self._earlier.spares(piece)
         )
 
     def take(self, segment: Sequence[Piece]) -> None:

@@ -8,7 +8,7 @@ same chunk. Pure, but for the question whether a chunk is still in the store.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from peat_p2p.content.chunking import starts_segment
 from peat_p2p.content.entries import Kind
 from peat_p2p.content.index import ChunkRef, Index
 from peat_p2p.content.scan import Source, SourceEntry
+
+_CUTS_UNTIL_ALIKE = 1  # behind a change, usually
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class _Run:
     start: int
     end: int
     shift: int
+    begins_segment: bool
     ends_segment: bool
 
 
@@ -82,6 +85,7 @@ class Earlier:
         for number, chunk in enumerate(index.chunks):
             self._begins[at] = number
             at += chunk.content_size
+        self._cuts = [*self._begins, at]
         self._segments = _segment_starts(index) | {at}
         self._runs = _runs(found)
         self._starts = [run.start for run in self._runs]
@@ -118,6 +122,18 @@ class Earlier:
             at += self._chunks[number].content_size
         return chunks if at == end else None
 
+    def spares(self, piece: Piece) -> bool:
+        """Whether a file will hardly be read, as far as the earlier cuts tell: no chunk near anything new is in it."""
+        if piece.item.known is None or piece.item.entry.recipe is not None:
+            return False
+        if piece.large:
+            return True
+        run = self._runs[bisect_right(self._starts, piece.at) - 1]
+        # A memory that does not fit the index may point beyond its end.
+        first = bisect_left(self._cuts, run.start + run.shift) + (0 if run.begins_segment else _CUTS_UNTIL_ALIKE)
+        last = bisect_right(self._cuts, run.end + run.shift) - 1
+        return first <= last and self._cuts[first] <= piece.at + run.shift and piece.end + run.shift <= self._cuts[last]
+
 
 def _segment_starts(index: Index) -> set[int]:
     starts: set[int] = set()
@@ -134,16 +150,16 @@ def _segment_starts(index: Index) -> set[int]:
 
 def _runs(found: Sequence[Piece]) -> list[_Run]:
     runs: list[_Run] = []
-    start, before = 0, None
+    start, begins, before = 0, True, None
     for piece in found:
         shift = _shift(piece)
         if shift == before:
             continue
         if before is not None:
-            runs.append(_Run(start, piece.at, before, piece.starts))
-        start, before = piece.at, shift
+            runs.append(_Run(start, piece.at, before, begins, piece.starts))
+        start, begins, before = piece.at, piece.starts, shift
     if before is not None:
-        runs.append(_Run(start, found[-1].end, before, ends_segment=True))
+        runs.append(_Run(start, found[-1].end, before, begins, ends_segment=True))
     return runs
 
 
