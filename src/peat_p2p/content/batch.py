@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from peat_p2p.content.chunking import pieces_root
 from peat_p2p.content.disk import disk_full, write_new
-from peat_p2p.content.index import CHECK_BYTES, ChunkRef
+from peat_p2p.content.index import CHECK_BYTES, ChunkRef, Index
 from peat_p2p.content.journal import ChunkRow, Journal
 from peat_p2p.content.packing import pack
 from peat_p2p.core.clock import Clock
@@ -60,10 +60,11 @@ class ChunkBatch:
             self._asked.add(digest)
         return not self._store.has(digest.hex())
 
-    def keep(self, chunk: ChunkRef) -> bool:
-        """Hold a chunk that is said to be in the store; whether it is."""
-        self._claim(chunk.digest)
-        return self._store.has(chunk.hex)
+    def keep(self, index: Index) -> set[str]:
+        """Hold the chunks of an index that are in the store; the digests of those that are not."""
+        for chunk in index.unique_chunks:
+            self._claim(chunk.digest)
+        return self._store.missing(index)
 
     def _claim(self, digest: bytes) -> None:
         with self._guard:

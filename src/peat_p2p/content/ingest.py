@@ -71,7 +71,7 @@ class _Ingestion:
         self._total = source.content_bytes
         self._done = 0
         usable = earlier is not None and earlier.average == average
-        self._earlier = Earlier(earlier, self.pieces, batch.keep) if earlier is not None and usable else None
+        self._earlier = Earlier(earlier, self.pieces, batch.keep(earlier)) if earlier is not None and usable else None
         self.ahead = ReadAhead(
             (piece.at, piece.item.path)
             for piece in self.pieces

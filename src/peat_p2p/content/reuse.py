@@ -3,13 +3,13 @@
 Owns the argument why a chunk can be taken over without reading its content: cuts depend on the bytes from the last cut
 on and on where segments start, and on nothing else. So where a chunk began in the earlier stream and one begins in the
 new one, over files that are as they were then, and no segment starts or ends inside it that did not then, it is the
-same chunk. Pure, but for the question whether a chunk is still in the store.
+same chunk. Pure.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from peat_p2p.content.chunking import starts_segment
@@ -74,11 +74,11 @@ class _Run:
 class Earlier:
     """The chunks of an earlier index, by where they would begin in the new stream.
 
-    `keep` says whether a chunk is still in the store, and holds it there.
+    `missing` are the digests of those that are not in the store any more.
     """
 
-    def __init__(self, index: Index, found: Sequence[Piece], keep: Callable[[ChunkRef], bool]) -> None:
-        self._keep = keep
+    def __init__(self, index: Index, found: Sequence[Piece], missing: Set[str]) -> None:
+        self._missing = missing
         self._chunks = index.chunks
         self._begins: dict[int, int] = {}
         at = 0
@@ -105,7 +105,7 @@ class Earlier:
             return None
         if end == run.end and end + run.shift in self._segments and not run.ends_segment:
             return None  # it ended there only because its segment did
-        return chunk if self._keep(chunk) else None
+        return None if chunk.hex in self._missing else chunk
 
     def whole(self, piece: Piece) -> list[ChunkRef] | None:
         """All chunks of a large file, if they are known unread."""
@@ -116,7 +116,7 @@ class Earlier:
         at, end = known.at, known.at + known.entry.content_bytes
         while at < end:
             number = self._begins.get(at)
-            if number is None or not self._keep(self._chunks[number]):
+            if number is None or self._chunks[number].hex in self._missing:
                 return None
             chunks.append(self._chunks[number])
             at += self._chunks[number].content_size

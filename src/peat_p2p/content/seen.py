@@ -13,7 +13,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
@@ -96,7 +96,7 @@ def remember(store: ChunkStore, path: Path, source: Source, manifest_digest: str
         count += 1
         row: tuple[int, ...] = (0,) * len(columns)
         if max(state.mtime_ns, state.ctime_ns) < old:
-            row = (*astuple(state), item.opened, item.kept)
+            row = (state.device, state.inode, state.size, state.mtime_ns, state.ctime_ns, item.opened, item.kept)
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     packed = zstandard.compress(b"".join(column.tobytes() for column in columns))
