@@ -4,6 +4,7 @@ Owns how a transfer is measured; what a link does is bench/net's, how a tool is 
 network of its own. Columns of a row:
 
 seconds     from the user's command to the last byte verified (SHA-256 of the whole where the tool checks nothing)
+on_disk     the same, with the file made durable (fsync) where the tool has not: a power cut would take nothing back
 fill        package bits / (seconds x rate x (1 - loss)): 1 is a link that never idled and carried nothing else
 link_ratio  bytes that the link carried, both ways, / package bytes; of a site of three, one package is the least
 waste       bytes delivered towards the site beyond the package / package: protocol, repeats, what others fetched too
@@ -64,6 +65,7 @@ SCRATCH = "peat-bench-links-"
 ALONE = (("geo", OURS), ("geo", "aria2"), ("lte", "aria2"))
 FIGURES = (
     "seconds",
+    "on_disk",
     "share",
     "fill",
     "link_ratio",
@@ -99,7 +101,7 @@ class Case:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one run showed. `seconds` is None when it was cut off; `share` says how far it had come."""
+    """What one run showed. `seconds` and `on_disk` are None when it was cut off; `share` says how far it had come."""
 
     seconds: float | None
     share: float
@@ -107,6 +109,7 @@ class Outcome:
     link_ratio: float
     waste: float
     cpu_per_gb: float
+    on_disk: float | None = None
     refetched: float | None = None
     ping_idle_ms: float | None = None
     ping_rise_ms: float | None = None
@@ -186,15 +189,18 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
     waiting = {host: tool.begin(host) for host in place.wanting}
     error: str | None = None
     seconds: float | None = None
-    last = 0.0
+    last = durable = 0.0
     try:
         while waiting and time.monotonic() - began < case.deadline:
             for host, fetch in list(waiting.items()):
                 if fetch.is_done():
                     done = time.monotonic() - began
+                    synced = _sync(fetch.target)
+                    hashing = time.monotonic()
                     if _sha256(fetch.target) != digest:
                         raise RivalError(f"what {case.tool} delivered to {host} is not the package")
-                    last = max(last, done if tool.verifies else time.monotonic() - began)
+                    done += 0.0 if tool.verifies else time.monotonic() - hashing
+                    last, durable = max(last, done), max(durable, done + synced)
                     del waiting[host]
             time.sleep(0.02)
         if not waiting:
@@ -212,6 +218,7 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
     period = case.schedule.up + case.schedule.down if case.schedule else None
     return Outcome(
         seconds=seconds,
+        on_disk=durable if seconds is not None else None,
         share=share,
         fill=case.size * share * 8 / (elapsed * down.rate * (1 - down.mean_loss)),
         link_ratio=carried / case.size,
@@ -233,6 +240,17 @@ def _tidy() -> None:
         owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
         if owner.isdigit() and start_time(int(owner)) is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> float:
+    """Make a file durable; the seconds that it took."""
+    began = time.monotonic()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return time.monotonic() - began
 
 
 def _sha256(path: Path) -> str:
@@ -398,6 +416,10 @@ def _bars(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             best = max(others, key=lambda row: row["fill"] or 0.0)
             ratio = ours["fill"] / best["fill"] if best["fill"] else None
             run.at_least(f"beats {best['tool']}, {where}", ratio, 1.0, "x")
+            soonest = min((row for row in others if row["on_disk"]), key=lambda row: row["on_disk"], default=None)
+            if soonest is not None and ours["on_disk"]:
+                on_disk = soonest["on_disk"] / ours["on_disk"]
+                run.at_least(f"beats {soonest['tool']} with all on disk, {where}", on_disk, 1.0, "x")
 
 
 def _own_waste(row: dict[str, Any]) -> float | None:

@@ -126,6 +126,7 @@ def details(table: Table) -> list[list[str]]:
         "MB",
         "runs done",
         "seconds",
+        "on disk",
         "fill",
         "link bytes / package",
         "waste",
@@ -139,8 +140,9 @@ def details(table: Table) -> list[list[str]]:
             if row is None:
                 continue
             done = f"{row['completed']}/{len(row['runs'])}"
-            figures = [_spread(row, "seconds", ".1f"), _spread(row, "fill", ".2f"), _figure(row["link_ratio"], ".2f")]
+            figures = [_spread(row, "seconds", ".1f"), _figure(row.get("on_disk"), ".1f"), _spread(row, "fill", ".2f")]
             figures += [
+                _figure(row["link_ratio"], ".2f"),
                 _figure(row["waste"], ".3f"),
                 _figure(row.get("refetched"), ".3f"),
                 _figure(row["cpu_per_gb"], ".0f"),
