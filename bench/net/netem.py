@@ -96,7 +96,6 @@ class Netem(Emulator):
     def __init__(self, topology: Topology, directory: Path) -> None:
         super().__init__(topology, directory)
         self._lanes: dict[str, list[_Lane]] = {}
-        self._tc: subprocess.Popen[bytes] | None = None
         self.namespaces[AIR] = kernel.new_namespace()
         self._quiet(AIR)
 
@@ -153,18 +152,18 @@ class Netem(Emulator):
     def _loop(self, poll: select.epoll, server: Server, owners: tuple[int, ...]) -> None:
         with kernel.inside(self.namespaces[AIR]):
             # One for all changes: starting a program for each would take longer than a step.
-            self._tc = subprocess.Popen(["tc", "-force", "-batch", "-"], stdin=subprocess.PIPE)
-        assert self._tc.stdin is not None
+            tc = subprocess.Popen(["tc", "-force", "-batch", "-"], stdin=subprocess.PIPE)
+        assert tc.stdin is not None
         try:
             while not self.stopping:
                 timed = [lane for lanes in self._lanes.values() for lane in lanes if _changes(lane.pipe)]
                 for lane in timed:
-                    self._update(lane, self._tc.stdin)
+                    self._update(lane, tc.stdin)
                 for fd, _event in poll.poll(_STEP_S if timed else -1.0):
                     self._attend(fd, server, owners)
         finally:
-            self._tc.stdin.close()
-            self._tc.wait()
+            tc.stdin.close()
+            tc.wait()
 
     def _update(self, lane: _Lane, tc: IO[bytes]) -> None:
         """Say anew what time has changed."""
