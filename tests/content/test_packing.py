@@ -95,8 +95,11 @@ def test_another_zstd_makes_no_other_chunks_of_known_content(
 
 def test_chunk_size_fits_the_package() -> None:
     for total in (1 << 20, 64 << 20, 1 << 30, 5 << 30, 30 << 30, 100 << 30):
-        chunks = total / average_for(total)
-        assert 64 <= chunks <= 32768, total
-    assert average_for(5_000_000_000) <= 256 << 10  # a change of one small file costs no more than this
+        for files in (1, 1000, 100_000):
+            chunks = total / average_for(total, files)
+            assert 64 <= chunks <= 32768, total
+            assert average_for(total, files) <= average_for(total)
+    assert average_for(5_000_000_000, 100_000) <= 256 << 10  # a change of one small file costs no more than this
+    assert average_for(5_000_000_000, 10) == 1 << 20
     sizes = [average_for(1 << shift) for shift in range(10, 40)]
     assert sizes == sorted(sizes)

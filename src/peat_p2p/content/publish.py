@@ -82,7 +82,8 @@ def publish(
     seen = recall(store, source) if reuse and open_archives else None
     found = scan(source, seen.files if seen else None)
     found, notes = _opened(found, report) if open_archives else (found, {})
-    average = average_like(found.content_bytes, _earlier_average(store, name, arch, seen))
+    files = sum(item.state is not None for item in found.entries)
+    average = average_like(found.content_bytes, files, _earlier_average(store, name, arch, seen))
     with store.batch(level_for(found.content_bytes)) as batch:
         with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:
             # A file that changes meanwhile fails in `ingest`, so both have seen the same content.
