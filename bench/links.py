@@ -38,6 +38,7 @@ from bench.net.topology import Topology
 from bench.ping import Pinger
 from bench.result import Bench, Run, Scenario
 from bench.rivals import RIVALS, Place, Rival, RivalError
+from peat_p2p.core.atomic import sync_file
 
 STEADY = ("lan", "lte", "leo", "geo", "lossy-geo", "manet", "radio")
 SCHEDULED = ("ship", "window", "split")
@@ -195,12 +196,13 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
             for host, fetch in list(waiting.items()):
                 if fetch.is_done():
                     done = time.monotonic() - began
-                    synced = _sync(fetch.target)
+                    syncing = time.monotonic()
+                    sync_file(fetch.target)
                     hashing = time.monotonic()
                     if _sha256(fetch.target) != digest:
                         raise RivalError(f"what {case.tool} delivered to {host} is not the package")
                     done += 0.0 if tool.verifies else time.monotonic() - hashing
-                    last, durable = max(last, done), max(durable, done + synced)
+                    last, durable = max(last, done), max(durable, done + hashing - syncing)
                     del waiting[host]
             time.sleep(0.02)
         if not waiting:
@@ -240,17 +242,6 @@ def _tidy() -> None:
         owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
         if owner.isdigit() and start_time(int(owner)) is None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> float:
-    """Make a file durable; the seconds that it took."""
-    began = time.monotonic()
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return time.monotonic() - began
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.net import state
 from bench.net.selftest import selftest
+from peat_p2p.core.atomic import write_atomic
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -29,6 +30,5 @@ def calibration(say: Callable[[str], None], *, quick: bool = False) -> dict[str,
     say("measuring the emulator itself, once for all benches until the machine is started again")
     measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     found = {"key": key, "measured": measured, **selftest(1.0 if quick else 3.0, say)}
-    kept.with_suffix(".new").write_text(json.dumps(found))
-    kept.with_suffix(".new").replace(kept)
+    write_atomic(kept, json.dumps(found).encode())
     return found

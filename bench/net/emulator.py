@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from bench.net import kernel, state
 from bench.net.server import Server
+from bench.net.shape import Pipe, Wire
 from bench.net.topology import GATEWAY, Link, Topology
 
 
@@ -139,6 +140,12 @@ class Emulator(abc.ABC):
             done = subprocess.run(["tc", *words], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the kernel cannot limit a LAN's rate (tc {' '.join(words)}): {done.stderr.strip()}")
+
+    def _pipe(self, link: Link, here: str, there: str, wire: Wire | None = None) -> Pipe:
+        """One direction of a link, from the site `here`; those on one `wire` share its rate."""
+        cuts = tuple((cut.at, cut.at + cut.seconds) for cut in self.topology.cuts if cut.link == link.name)
+        shape = link.down if here == link.ends[0] else link.up
+        return Pipe(shape, f"{self.topology.seed}:{link.name}:{here}>{there}", wire or Wire(), self.epoch, cuts=cuts)
 
     def _build_link(self, number: int, link: Link) -> None:
         topology = self.topology

@@ -38,7 +38,7 @@ _DELAY_STEP_S = 200e-6
 _BURST_S = 0.001  # what a wire may send at once after it was idle: finer than the self-test's 2 ms
 _UNLIMITED = 100e9
 _PACKETS = 1_000_000  # the queue is tbf's; netem's own only holds what is under way
-_BASE = f"stab overhead -{_ETHERNET} netem limit {_PACKETS}"
+_NETEM = f"netem limit {_PACKETS}"
 
 
 def why_not(topology: Topology) -> str | None:
@@ -102,7 +102,6 @@ class Netem(Emulator):
     # -- building ------------------------------------------------------------------------------------------------
 
     def _join(self, number: int, link: Link, nodes: Mapping[str, str]) -> None:
-        cuts = tuple((cut.at, cut.at + cut.seconds) for cut in self.topology.cuts if cut.link == link.name)
         for place, node in enumerate(nodes.values()):
             inner, outer = f"e{number}-{place}", f"wan{number}"
             self._ip(
@@ -117,9 +116,9 @@ class Netem(Emulator):
                 f"link set {outer} up",
             )
         lanes = self._lanes[link.name] = []
-        for place, shape in enumerate((link.down, link.up)):
-            here, there = link.ends[place], link.ends[1 - place]
-            pipe = Pipe(shape, f"{self.topology.seed}:{link.name}:{here}>{there}", epoch=self.epoch, cuts=cuts)
+        for place, here in enumerate(link.ends):
+            there = link.ends[1 - place]
+            pipe = self._pipe(link, here, there)
             wire, out = f"w{number}-{place}", f"x{number}-{place}"
             lane = _Lane(f"{here}>{there}", pipe, f"e{number}-{place}", wire, out, f"e{number}-{1 - place}")
             self._ip(
@@ -129,9 +128,9 @@ class Netem(Emulator):
                 f"link set {out} up",
             )
             self._say(
-                f"qdisc add dev {wire} root handle 1: {_BASE} {_first(lane)}",
-                f"qdisc add dev {wire} parent 1:1 handle 10: {_tbf(shape, self.topology.mtu)}",
-                f"qdisc add dev {lane.far} root handle 1: {_BASE} {_second(lane)}",
+                f"qdisc add dev {wire} root handle 1: stab overhead -{_ETHERNET} {_first(lane)}",
+                f"qdisc add dev {wire} parent 1:1 handle 10: {_tbf(pipe.shape, self.topology.mtu)}",
+                f"qdisc add dev {lane.far} root handle 1: stab overhead -{_ETHERNET} {_second(lane)}",
                 f"qdisc add dev {lane.entry} clsact",
                 f"filter add dev {lane.entry} ingress matchall action mirred egress redirect dev {wire}",
                 f"qdisc add dev {out} clsact",
@@ -170,23 +169,15 @@ class Netem(Emulator):
         now = time.monotonic()
         edge = lane.pipe.is_down(now) != lane.down
         lane.down ^= edge
-        lane.wander = lane.pipe.wander(now + _STEP_S / 2)
-        said = _second(lane)
-        if not edge and (said == lane.said or self._is_near(said, lane.said)):
+        lane.wander = round(lane.pipe.wander(now + _STEP_S / 2) / _DELAY_STEP_S) * _DELAY_STEP_S
+        said = _stages(lane)
+        if said == lane.said:
             return
-        if edge:
-            tc.write(f"qdisc change dev {lane.wire} root handle 1: netem limit {_PACKETS} {_first(lane)}\n".encode())
         lane.said = said
-        tc.write(f"qdisc change dev {lane.far} root handle 1: netem limit {_PACKETS} {said}\n".encode())
+        tc.write(said.encode())
         tc.flush()
         if edge:
             self._note_edge(lane)
-
-    @staticmethod
-    def _is_near(one: str, other: str) -> bool:
-        """Whether two sayings differ by less than a step of the delay."""
-        first, second = one.split(" ", 2), other.split(" ", 2)
-        return first[2:] == second[2:] and abs(float(first[1][:-2]) - float(second[1][:-2])) < _DELAY_STEP_S * 1e6
 
     def _note_edge(self, lane: _Lane) -> None:
         """What is lost while a link is down counts as the outage's."""
@@ -267,11 +258,9 @@ class Netem(Emulator):
             edge = lane.pipe.is_down(time.monotonic()) != lane.down
             lane.down ^= edge
             lane.wander = lane.pipe.wander(time.monotonic())
-            lane.said = _second(lane)
+            lane.said = _stages(lane)
             self._say(
-                f"qdisc change dev {lane.wire} root handle 1: netem limit {_PACKETS} {_first(lane)}",
-                f"qdisc change dev {lane.wire} parent 1:1 handle 10: {_tbf(shape, self.topology.mtu)}",
-                f"qdisc change dev {lane.far} root handle 1: netem limit {_PACKETS} {lane.said}",
+                lane.said + f"qdisc change dev {lane.wire} parent 1:1 handle 10: {_tbf(shape, self.topology.mtu)}"
             )
             if edge:
                 self._note_edge(lane)
@@ -303,11 +292,19 @@ def _tbf(shape: Shape, mtu: int) -> str:
 
 def _first(lane: _Lane) -> str:
     """At the wire's entrance: lets in all, or nothing. With a rate netem also frees the sender of its packets."""
-    return f"loss {100 if lane.down else 0}% rate {_UNLIMITED:.0f}bit"
+    return f"{_NETEM} loss {100 if lane.down else 0}% rate {_UNLIMITED:.0f}bit"
 
 
 def _second(lane: _Lane) -> str:
-    return second_stage(lane.pipe, time.monotonic(), lane.wander, down=lane.down)
+    return f"{_NETEM} {second_stage(lane.pipe, time.monotonic(), lane.wander, down=lane.down)}"
+
+
+def _stages(lane: _Lane) -> str:
+    """The lines that have tc make a direction what it should be now."""
+    return (
+        f"qdisc change dev {lane.wire} root handle 1: {_first(lane)}\n"
+        f"qdisc change dev {lane.far} root handle 1: {_second(lane)}\n"
+    )
 
 
 def second_stage(pipe: Pipe, now: float, wander: float, *, down: bool = False) -> str:

@@ -19,10 +19,14 @@ from bench.net.topology import Topology, from_table
 
 def emulator(topology: Topology, directory: Path) -> Emulator:
     """The backend that the topology asks for: by itself netem where it can do it. Raises RuntimeError."""
-    reason = None if topology.backend == "tun" else why_not(topology)
-    if topology.backend == "netem" and reason is not None:
+    if topology.backend == "tun":
+        return Relay(topology, directory)
+    reason = why_not(topology)
+    if reason is None:
+        return Netem(topology, directory)
+    if topology.backend == "netem":
         raise RuntimeError(f"netem cannot do it: {reason}")
-    return Relay(topology, directory) if topology.backend == "tun" or reason is not None else Netem(topology, directory)
+    return Relay(topology, directory)
 
 
 def main() -> int:

@@ -112,15 +112,12 @@ class Relay(Emulator):
             # The relay reads at once whatever comes; the queue that is emulated is its own, not the device's.
             self._ip(node, f"link set {device} mtu {topology.mtu} txqueuelen 5000 up")
         wire = Wire()
-        cuts = tuple((cut.at, cut.at + cut.seconds) for cut in topology.cuts if cut.link == link.name)
-        for place, port in enumerate(ports):
+        for port in ports:
             own = wire if link.shared else Wire()
             for other in ports:
                 if other is port:
                     continue
-                shape = link.down if place == 0 else link.up
-                seed = f"{topology.seed}:{link.name}:{port.site}>{other.site}"
-                pipe = Pipe(shape, seed, own, self.epoch, cuts=cuts)
+                pipe = self._pipe(link, port.site, other.site, own)
                 delivery = Delivery(other.fd, pipe)
                 port.routes[int(topology.subnet(other.site).split(".")[1])] = len(port.others)
                 port.others.append(other)

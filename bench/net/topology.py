@@ -36,6 +36,7 @@ from bench.net.shape import Outage, Shape, ShapeError, parse_rate
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 GATEWAY = "gw-"
 BACKENDS = ("auto", "tun", "netem")
+_WORDS = {"name", "congestion", "time_scale", "seed", "mtu", "lan", "backend", "sites", "hosts", "links", "cuts"}
 
 
 class TopologyError(ValueError):
@@ -178,11 +179,7 @@ def load(path: Path) -> Topology:
 
 def parse(table: Mapping[str, Any], name: str = "net") -> Topology:
     """A topology from what a TOML file holds."""
-    unknown = (
-        set(table)
-        - {"name", "congestion", "time_scale", "seed", "mtu", "lan", "sites", "hosts", "links", "cuts"}
-        - {"backend"}
-    )
+    unknown = set(table) - _WORDS
     if unknown:
         raise TopologyError(f"a topology has no {', '.join(sorted(unknown))}")
     congestion = str(table.get("congestion", "cubic"))
