@@ -18,7 +18,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -156,36 +156,38 @@ class Netem(Emulator):
         try:
             while not self.stopping:
                 timed = [lane for lanes in self._lanes.values() for lane in lanes if _changes(lane.pipe)]
-                for lane in timed:
-                    self._update(lane, tc.stdin)
+                self._update(timed, tc.stdin)
                 for fd, _event in poll.poll(_STEP_S if timed else -1.0):
                     self._attend(fd, server, owners)
         finally:
             tc.stdin.close()
             tc.wait()
 
-    def _update(self, lane: _Lane, tc: IO[bytes]) -> None:
-        """Say anew what time has changed."""
-        now = time.monotonic()
-        edge = lane.pipe.is_down(now) != lane.down
-        lane.down ^= edge
-        lane.wander = round(lane.pipe.wander(now + _STEP_S / 2) / _DELAY_STEP_S) * _DELAY_STEP_S
-        said = _stages(lane)
-        if said == lane.said:
-            return
-        lane.said = said
-        tc.write(said.encode())
-        tc.flush()
-        if edge:
-            self._note_edge(lane)
+    def _update(self, lanes: Iterable[_Lane], tc: IO[bytes]) -> None:
+        """Say anew what time has changed, and only then look at what that takes longer to count."""
+        edges = []
+        for lane in lanes:
+            now = time.monotonic()
+            if lane.pipe.is_down(now) != lane.down:
+                lane.down = not lane.down
+                edges.append(lane)
+            lane.wander = round(lane.pipe.wander(now + _STEP_S / 2) / _DELAY_STEP_S) * _DELAY_STEP_S
+            said = _stages(lane)
+            if said != lane.said:
+                lane.said = said
+                tc.write(said.encode())
+                tc.flush()
+        self._note_edges(edges)
 
-    def _note_edge(self, lane: _Lane) -> None:
+    def _note_edges(self, lanes: Sequence[_Lane]) -> None:
         """What is lost while a link is down counts as the outage's."""
-        lost = self._read()[lane.far]["lost"]
-        if lane.down:
-            lane.lost_before = lost
-        else:
-            lane.lost_down += lost - lane.lost_before
+        devices = self._read() if lanes else {}
+        for lane in lanes:
+            lost = devices[lane.far]["lost"]
+            if lane.down:
+                lane.lost_before = lost
+            else:
+                lane.lost_down += lost - lane.lost_before
 
     # -- control -------------------------------------------------------------------------------------------------
 
@@ -251,19 +253,20 @@ class Netem(Emulator):
         shapes = [Shape().changed(lane.pipe.shape.as_json()).changed(values) for lane in lanes]
         if any(shape.reorder for shape in shapes):
             raise ShapeError('netem lets no packet overtake here; say backend = "tun" for that')
+        edges = []
         for lane, shape in zip(lanes, shapes, strict=True):
             lane.pipe.shape = shape
             if cut is not None:
                 lane.pipe.cut = bool(cut)
-            edge = lane.pipe.is_down(time.monotonic()) != lane.down
-            lane.down ^= edge
+            if lane.pipe.is_down(time.monotonic()) != lane.down:
+                lane.down = not lane.down
+                edges.append(lane)
             lane.wander = lane.pipe.wander(time.monotonic())
             lane.said = _stages(lane)
             self._say(
                 lane.said + f"qdisc change dev {lane.wire} parent 1:1 handle 10: {_tbf(shape, self.topology.mtu)}"
             )
-            if edge:
-                self._note_edge(lane)
+        self._note_edges(edges)
         return {}
 
     def _restart(self, request: dict[str, Any]) -> dict[str, Any]:
