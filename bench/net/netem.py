@@ -18,10 +18,10 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 from bench.net import kernel
 from bench.net.emulator import Emulator
@@ -88,6 +88,30 @@ class _Lane:
     lost_before: int = 0
 
 
+class _Tc:
+    """A tc(8) that waits for lines: to start one for each change would take longer than a step."""
+
+    def __init__(self) -> None:
+        words = ["tc", "-statistics", "-json", "-force", "-batch", "-"]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def say(self, lines: str) -> None:
+        """Have it do something soon."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(lines.encode())
+        self._process.stdin.flush()
+
+    def lost(self, device: str) -> int:
+        """What a device's netem has lost, after all that was said before."""
+        self.say(f"qdisc show dev {device}\n")
+        assert self._process.stdout is not None
+        return sum(one["drops"] for one in json.loads(self._process.stdout.readline()) if one["kind"] == "netem")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
 class Netem(Emulator):
     """The network whose links are the kernel's."""
 
@@ -98,6 +122,8 @@ class Netem(Emulator):
         self._lanes: dict[str, list[_Lane]] = {}
         self.namespaces[AIR] = kernel.new_namespace()
         self._quiet(AIR)
+        with kernel.inside(self.namespaces[AIR]):
+            self._tc = _Tc()
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -149,22 +175,17 @@ class Netem(Emulator):
     # -- running -------------------------------------------------------------------------------------------------
 
     def _loop(self, poll: select.epoll, server: Server, owners: tuple[int, ...]) -> None:
-        with kernel.inside(self.namespaces[AIR]):
-            # One for all changes: starting a program for each would take longer than a step.
-            tc = subprocess.Popen(["tc", "-force", "-batch", "-"], stdin=subprocess.PIPE)
-        assert tc.stdin is not None
         try:
             while not self.stopping:
                 timed = [lane for lanes in self._lanes.values() for lane in lanes if _changes(lane.pipe)]
-                self._update(timed, tc.stdin)
+                self._update(timed)
                 for fd, _event in poll.poll(_STEP_S if timed else -1.0):
                     self._attend(fd, server, owners)
         finally:
-            tc.stdin.close()
-            tc.wait()
+            self._tc.close()
 
-    def _update(self, lanes: Iterable[_Lane], tc: IO[bytes]) -> None:
-        """Say anew what time has changed, and only then look at what that takes longer to count."""
+    def _update(self, lanes: Iterable[_Lane]) -> None:
+        """Say anew what time has changed, and only then see what was lost before."""
         edges = []
         for lane in lanes:
             now = time.monotonic()
@@ -175,15 +196,13 @@ class Netem(Emulator):
             said = _stages(lane)
             if said != lane.said:
                 lane.said = said
-                tc.write(said.encode())
-                tc.flush()
+                self._tc.say(said)
         self._note_edges(edges)
 
-    def _note_edges(self, lanes: Sequence[_Lane]) -> None:
+    def _note_edges(self, lanes: Iterable[_Lane]) -> None:
         """What is lost while a link is down counts as the outage's."""
-        devices = self._read() if lanes else {}
         for lane in lanes:
-            lost = devices[lane.far]["lost"]
+            lost = self._tc.lost(lane.far)
             if lane.down:
                 lane.lost_before = lost
             else:
@@ -270,13 +289,19 @@ class Netem(Emulator):
         return {}
 
     def _restart(self, request: dict[str, Any]) -> dict[str, Any]:
+        lanes = [lane for lanes in self._lanes.values() for lane in lanes]
+        self._begin_anew(lanes)
+        self._update(lanes)
         devices = self._read()
-        self.epoch = time.monotonic()
-        for lanes in self._lanes.values():
-            for lane in lanes:
-                lane.counted = self._totals(lane, devices)
-                lane.pipe.epoch = self.epoch
+        for lane in lanes:
+            lane.counted = self._totals(lane, devices)
+        self._begin_anew(lanes)  # all that took its time
         return {}
+
+    def _begin_anew(self, lanes: Iterable[_Lane]) -> None:
+        self.epoch = time.monotonic()
+        for lane in lanes:
+            lane.pipe.epoch = self.epoch
 
 
 def _changes(pipe: Pipe) -> bool:
