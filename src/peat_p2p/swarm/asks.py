@@ -130,8 +130,8 @@ class Asks:
         owing = self._streams.get(stream)
         return owing.bytes if owing is not None else 0
 
-    def next(self, stream: str, round_trip: float) -> list[int]:
-        """The chunks to ask a stream for now; they are owed from now on."""
+    def next(self, stream: str, round_trip: float, able: Collection[int] | None = None) -> list[int]:
+        """The chunks to ask a stream for now, of those it is able to give, or of all; they are owed from now on."""
         owing = self._streams.get(stream)
         if owing is None:
             return []
@@ -140,11 +140,15 @@ class Asks:
         # Not one by one: a few long runs are fewer bytes on the way up.
         if owing.bytes > depth * 0.75:
             return []
-        out = []
+        out, others = [], []
         while self._pool and owing.bytes < depth:
             piece = self._pool.pop()
+            if able is not None and piece not in able:
+                others.append(piece)
+                continue
             self._owe(stream, owing, piece)
             out.append(piece)
+        self._pool += reversed(others)
         return out
 
     def waits(self, pieces: Iterable[int]) -> bool:

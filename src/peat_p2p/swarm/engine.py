@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +117,7 @@ class SwarmEngine:
             self._seeds = Seeds(
                 self._store, self._torrents, self._credentials.anchor, self._credentials.ca_pem, self._clock
             )
-            server = MetadataServer(self._seeds, self._given, self._uncounted)
+            server = MetadataServer(self._seeds, self._given, self._uncounted, self._fetched_so_far)
             self.metadata_address = await self._stack.enter_async_context(
                 server.serve(config.metadata_listen, self._credentials)
             )
@@ -219,6 +219,13 @@ class SwarmEngine:
         config = self._config
         capped = config.download_limit or config.upload_limit
         return not (capped or config.outside_download_limit or config.outside_upload_limit or config.budget.limits)
+
+    def _fetched_so_far(self, infohash: str) -> Sequence[bool] | None:
+        """Which chunks of a package a fetch has; empty when there is none, None while bytes are counted."""
+        if not self._uncounted():
+            return None
+        found = [one.holdings() for one in self._transfers.values() if one.manifest.infohash == infohash]
+        return found[0] if found else ()
 
     async def _open_bearers(self) -> Bearers | None:
         """The bearer to others and of others to this node; without its UDP port everything goes straight."""

@@ -4,7 +4,8 @@ Over a long link a torrent loses round trips: to join, to shake hands, to be unc
 dry; over a LAN it is the processor that it keeps busy (`direct`). A feed is one request to one complete holder,
 answered as one stream; what comes is checked against its name and handed to the torrent as a finished piece, so that
 everything else (verification from disk, the account, neighbours, seeding) is the torrent's as ever. While nobody else
-fetches, what comes by a direct line is put where it belongs at once, and the torrent is made anew when somebody does.
+fetches, what comes by a direct line is put where it belongs at once, and the torrent is made anew when somebody does
+who needs it: not neighbours on short paths, who have direct lines to each other and say what they hold (`holdings`).
 Where others fetch, too, a feed brings the own share of what the holders have, and the torrent what the others got:
 libtorrent cannot be told what not to ask a complete holder for, and would have it give a tenth of all twice.
 Rule: what a feed is asked for nobody else is asked for. Must not decide what is wanted.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -23,6 +24,7 @@ from blake3 import blake3
 from peat_p2p.core.errors import InvalidInputError, PeatError, UnavailableError
 from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, NotHeldError, opening_ask, runs
 from peat_p2p.swarm.direct import Came, DirectLine, NotPutError
+from peat_p2p.swarm.holdings import Holdings
 from peat_p2p.swarm.ledger import Connection
 from peat_p2p.swarm.metadata import ChunkAnswer
 from peat_p2p.swarm.opening import AHEAD, Opening
@@ -92,6 +94,9 @@ class Feeds:
         self._landed: list[int] = []
         self._torrent_behind = False
         self._alone = True
+        self._past = True  # nobody who fetches needs the torrent
+        self._holdings = Holdings(torrent, around, tasks)
+        self._gives: Mapping[str, Collection[int] | None] = {}  # what to ask a peer for, None for anything
         self._received: dict[str, int] = {}
         self._unable: set[str] = set()
         self._paced: set[str] = set()
@@ -139,7 +144,8 @@ class Feeds:
     @property
     def torrent_behind(self) -> bool:
         """Whether the torrent does not know of all that is here, and is what goes on."""
-        return self._torrent_behind and not any(feed.past for feed in self._feeds.values())
+        needed = self._alone or not self._past
+        return self._torrent_behind and needed and not any(feed.past for feed in self._feeds.values())
 
     @property
     def torrent_knows(self) -> bool:
@@ -147,7 +153,7 @@ class Feeds:
         return not self._torrent_behind
 
     def givers(self, candidates: Iterable[PeerCandidate]) -> list[PeerCandidate]:
-        """Those beyond a long path that can bring anything, as far as is known."""
+        """Those that can bring anything, as far as is known."""
         around = self._around
         return [
             peer
@@ -156,8 +162,16 @@ class Feeds:
             and not peer.kin
             and peer.endpoint_id not in self._unable
             and not around.book.health(peer.endpoint_id).failures
-            and around.routes.perhaps_far(peer)
+            and (around.routes.perhaps_far(peer) or self._beside([peer]))
         ]
+
+    def look(self, candidates: Collection[PeerCandidate]) -> dict[str, Sequence[bool]]:
+        """These are known now. Returns, by endpoint id, what those have that direct lines can bring from them."""
+        short = self._torrent_behind or any(
+            peer.complete and not peer.kin and self._around.routes.near(peer) for peer in candidates
+        )
+        self._holdings.look(candidates if short else ())
+        return self._holdings.fresh()
 
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
@@ -176,15 +190,22 @@ class Feeds:
         holders = [peer for peer in allowed if peer.complete and not peer.kin and peer.endpoint_id not in self._unable]
         far = routes.perhaps_far if decision.inside else routes.far
         able = [peer for peer in holders if far(peer)] if decision.apart or not crowd else []
-        self._alone = all(peer.complete for peer in known)
-        if self._alone or decision.apart:
+        fetching = [peer for peer in known if not peer.complete]
+        self._alone, self._past = not fetching, all(self._holdings.mate(peer) for peer in fetching)
+        if self._past or decision.apart:
             able += self._beside(holders)
+        wanted = set(decision.first if decision.apart else decision.wanted) if able else set[int]()
+        gives: dict[str, Collection[int] | None]
+        gives = {peer.endpoint_id: decision.first if decision.apart else None for peer in able}
+        for peer in self._beside(peer for peer in allowed if self._holdings.of(peer.endpoint_id)):
+            able.append(peer)
+            gives[peer.endpoint_id] = held = self._holdings.of(peer.endpoint_id)
+            wanted |= decision.wanted & held
         if not able:
             self._use_opening(())
             self.rest()
             return set()
-        wanted = decision.first if decision.apart else decision.wanted
-        return self._steer({peer.endpoint_id: peer for peer in able}, wanted, decision.first)
+        return self._steer({peer.endpoint_id: peer for peer in able}, gives, wanted, decision.first)
 
     def _beside(self, holders: Iterable[PeerCandidate]) -> list[PeerCandidate]:
         """Those on a short path; a direct line counts no bytes."""
@@ -193,11 +214,18 @@ class Feeds:
         now, tried = self._around.clock.monotonic(), self._no_tcp_until
         return [peer for peer in holders if self._around.routes.near(peer) and tried.get(peer.endpoint_id, 0.0) <= now]
 
-    def _steer(self, able: dict[str, PeerCandidate], wanted: Collection[int], first: Collection[int]) -> set[str]:
+    def _steer(
+        self,
+        able: dict[str, PeerCandidate],
+        gives: Mapping[str, Collection[int] | None],
+        wanted: set[int],
+        first: Collection[int],
+    ) -> set[str]:
         now = self._around.clock.monotonic()
-        self._asks.want(set(wanted) - self._given, first)
+        self._gives = gives
+        self._asks.want(wanted - self._given, first)
         for feed in list(self._feeds.values()):
-            if feed.peer.endpoint_id not in able or (feed.past and not self._alone):
+            if feed.peer.endpoint_id not in able or (feed.past and not self._past):
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
@@ -215,7 +243,7 @@ class Feeds:
                 self._begin(peer, straight=False)
             for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
                 for _ in range(_NEAR_LINES if self._alone else 1):
-                    self._begin(peer, straight=True, near=True, past=self._alone)
+                    self._begin(peer, straight=True, near=True, past=self._past)
             for peer in able.values():
                 self._widen(peer, now)
         for feed in self._feeds.values():
@@ -267,6 +295,7 @@ class Feeds:
 
     def stop(self) -> None:
         """End all feeds."""
+        self._holdings.stop()
         for feed in list(self._feeds.values()):
             self._end(feed)
 
@@ -385,7 +414,8 @@ class Feeds:
     async def _orders(self, feed: _Feed) -> AsyncIterator[list[int]]:
         """The chunks to ask a feed for, ever more."""
         while not feed.retiring:
-            pieces = self._asks.next(feed.name, self._around.routes.round_trip(feed.peer))
+            able = self._gives.get(feed.peer.endpoint_id)
+            pieces = self._asks.next(feed.name, self._around.routes.round_trip(feed.peer), able)
             if pieces:
                 self._torrent.want(pieces, _UNWANTED)  # of anybody else
                 yield pieces

@@ -2,7 +2,7 @@
 
 An SSL torrent's metadata cannot come through the torrent itself (the certificate that guards it is inside), so each
 agent serves it: `GET /peat/v1/metadata/{infohash}` (zstd, resumable by Range; in short form for those who accept that)
-and `GET /peat/v1/manifest/{digest}`.
+and `GET /peat/v1/manifest/{digest}`. `GET /peat/v1/held/{infohash}` tells which chunks a fetch has so far (`holdings`).
 Rule: only nodes of the formation are asked and answered. Which of them answers does not matter: what comes names
 itself (infohash, signature) and the caller checks that; here it is only bounded in size. Must not
 know what a transfer is.
@@ -30,6 +30,7 @@ from peat_p2p.swarm.asks import NotHeldError
 from peat_p2p.swarm.chunkserver import AHEAD_HEADER, INDEX_HEADER, PACED_HEADER, bytes_told, chunk_handler
 from peat_p2p.swarm.direct import DirectLine, Put
 from peat_p2p.swarm.directserver import DirectServer, shared_port
+from peat_p2p.swarm.holdmap import pack_map, unpack_map
 from peat_p2p.swarm.infopack import SHORT_FORM, WHOLE_FORM, etag_of, pack_info, unpack, unpack_info
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.routes import Routes
@@ -83,10 +84,17 @@ class Giver(Protocol):
 class MetadataServer:
     """The HTTPS face of one node."""
 
-    def __init__(self, giver: Giver, throttle: Throttle, uncounted: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        giver: Giver,
+        throttle: Throttle,
+        uncounted: Callable[[], bool],
+        fetched: Callable[[str], Sequence[bool] | None],
+    ) -> None:
         self._giver = giver
         self._throttle = throttle
         self._uncounted = uncounted
+        self._fetched = fetched
 
     @asynccontextmanager
     async def serve(self, listen: HostPort, credentials: NodeCredentials) -> AsyncIterator[HostPort]:
@@ -98,6 +106,7 @@ class MetadataServer:
         app.router.add_post("/peat/v1/assist/{infohash:[0-9a-f]{64}}", self._assist)
         app.router.add_post("/peat/v1/suspect/{digest:[0-9a-f]{64}}", self._suspect)
         app.router.add_post("/peat/v1/chunks/{infohash:[0-9a-f]{64}}", chunk_handler(self._giver, self._throttle))
+        app.router.add_get("/peat/v1/held/{infohash:[0-9a-f]{64}}", self._held)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         context, loop = credentials.server_context(), asyncio.get_running_loop()
@@ -153,6 +162,12 @@ class MetadataServer:
     async def _assist(self, request: web.Request) -> web.Response:
         envelope, info = await asyncio.to_thread(_unframe, await request.read())
         return web.json_response({"have": await self._giver.assist(request.match_info["infohash"], envelope, info)})
+
+    async def _held(self, request: web.Request) -> web.Response:
+        held = self._fetched(request.match_info["infohash"])
+        if held is None:
+            raise web.HTTPNotFound(text="not told here")
+        return web.Response(body=pack_map(held), content_type="application/octet-stream")
 
     async def _suspect(self, request: web.Request) -> web.Response:
         return web.json_response({"good": await self._giver.suspect(request.match_info["digest"])})
@@ -292,6 +307,15 @@ class MetadataClient:
         """Tell `peer` that a chunk it gave was damaged, so that it looks. Whether it found it good."""
         return (await self._post(peer, f"/peat/v1/suspect/{digest}", b"")).get("good") is not False
 
+    async def holdings(self, peer: PeerCandidate, infohash: str, chunks: int) -> list[bool]:
+        """Which of so many chunks a peer that fetches them has by now; empty while that is not known there.
+
+        Raises NotHeldError when it does not tell, InvalidInputError, UnavailableError.
+        """
+        async with self._ask("GET", peer, f"/peat/v1/held/{infohash}", {}) as response:
+            body = await _whole(response, chunks, f"{peer.agent_id}'s map")
+        return unpack_map(body, chunks) if body else []
+
     @asynccontextmanager
     async def chunks(
         self,
@@ -333,13 +357,10 @@ class MetadataClient:
 
     async def manifest(self, peer: PeerCandidate, manifest_digest: str) -> dict[str, Any]:
         """The envelope of a manifest as `peer` gives it, unchecked. Raises UnavailableError."""
+        what = f"{peer.agent_id}'s manifest"
         async with self._ask("GET", peer, f"/peat/v1/manifest/{manifest_digest}", {}) as response:
-            body = bytearray()
-            async for piece in response.content.iter_chunked(_PIECE):
-                body += piece
-                if len(body) > _MAX_MANIFEST_BYTES:
-                    raise TooLargeError(f"{peer.agent_id} sends more than {_MAX_MANIFEST_BYTES} bytes of manifest")
-        return _object(bytes(body), f"{peer.agent_id}'s manifest")
+            body = await _whole(response, _MAX_MANIFEST_BYTES, what)
+        return _object(body, what)
 
     @asynccontextmanager
     async def _ask(
@@ -367,6 +388,15 @@ class MetadataClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             what = str(error) or type(error).__name__
             raise UnavailableError(f"{peer.agent_id} at {peer.metadata}: {what}") from error
+
+
+async def _whole(response: aiohttp.ClientResponse, most: int, what: str) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_chunked(_PIECE):
+        body += piece
+        if len(body) > most:
+            raise TooLargeError(f"{what} is longer than {most} bytes")
+    return bytes(body)
 
 
 def _frame(envelope: dict[str, Any], info: bytes) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.plan import Decision, Plan
@@ -53,14 +54,17 @@ class Steering:
         held: str,
         begun: Collection[int] = (),
         givers: Sequence[PeerCandidate] = (),
+        told: Mapping[str, Sequence[bool]] = MappingProxyType({}),
     ) -> Sequence[PeerCandidate]:
         """Decide for what is missing (`pieces`) and tell libtorrent what changed. Returns whom to connect to.
 
-        `begun` are pieces that are on their way without libtorrent; `givers` can bring any that way.
+        `begun` are pieces that are on their way without libtorrent; `givers` can bring any that way. `told` is what
+        peers have, by endpoint id, as they say themselves.
         """
         around, before = self._around, self.decision
         endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
         pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
+        pieces_of |= told
         owes, gave = self._torrent.debts()
         self._owed = frozenset().union(*owes.values())
         partial = self._owed.union(*gave.values(), begun)

@@ -140,6 +140,12 @@ class Transfer:
         """What it fetches, and by digest what of it is not verified yet; None while that is not known."""
         return (self._index, self._at.missing) if self._index is not None and self.torrent is not None else None
 
+    def holdings(self) -> list[bool]:
+        """Which chunks are verified; empty while the package's are not known, and when it ended without them."""
+        if self._index is None or self._at.state in (TransferState.FAILED, TransferState.CANCELLED):
+            return []
+        return [chunk.hex not in self._at.missing for chunk in self._index.unique_chunks]
+
     def cancel(self) -> None:
         """Stop. What is verified stays in the store."""
         if self._task is not None and not self._ended.is_set():
@@ -325,8 +331,8 @@ class Transfer:
             candidates = self._evidence.honest(self.candidates())
             self._revival.look(candidates, around.clock.monotonic(), torrent.wake.set)
             self._evidence.watch(torrent, reading, candidates)
-            givers = feeds.givers(candidates)
-            to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun, givers)
+            givers, told = feeds.givers(candidates), feeds.look(candidates)
+            to_dial = steering.steer(reading, pieces, candidates, held, feeds.begun, givers, told)
             fed = feeds.steer(steering.unasked, candidates, to_dial)
             if steering.decision.apart:
                 around.torrents.leave(torrent, reading, {peer_fingerprint(endpoint) for endpoint in fed})
