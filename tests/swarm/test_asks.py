@@ -43,6 +43,16 @@ def test_chunks_that_matter_come_first_and_others_in_order() -> None:
     assert asks.next("a", 0.1) == [4, 7, 0, 1, 2, 3, 5, 6, 8, 9]
 
 
+def test_a_stream_is_asked_for_what_it_is_able_to_give_alone() -> None:
+    asks = Asks([1000] * 10)
+    asks.want(range(10), first={8})
+    asks.open("a")
+    asks.open("b")
+    assert asks.next("a", 0.1, able={2, 8, 5}) == [8, 2, 5]
+    assert asks.next("a", 0.1, able={2, 8, 5}) == []
+    assert asks.next("b", 0.1) == [0, 1, 3, 4, 6, 7, 9]
+
+
 def test_a_stream_is_asked_for_more_the_faster_and_farther_it_is() -> None:
     asks = Asks([50_000] * 4000)
     asks.want(range(4000))

@@ -23,6 +23,7 @@ from peat_p2p.swarm.peers import StaticPeers
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.seeds import Seeds
 from peat_p2p.swarm.torrents import Torrent
+from peat_p2p.swarm.transfer import Transfer
 from peat_p2p.trust.credentials import NodeCredentials
 
 
@@ -139,9 +140,9 @@ async def test_when_others_come_the_torrent_goes_on_with_all_there_is(node, cont
         while not first.status().verified:
             await asyncio.sleep(0.02)
         assert not dialled
-        await cat.start(site="s")
+        await cat.start(site="t")
         everybody = StaticPeers(
-            [ann.candidate(site="s"), bob.candidate(site="s", complete=False), cat.candidate(site="s", complete=False)]
+            [ann.candidate(site="s"), bob.candidate(site="s", complete=False), cat.candidate(site="t", complete=False)]
         )
         from_ann.set(everybody.candidates(""))
         second = cat.engine.fetch(package.envelope, everybody)
@@ -175,6 +176,103 @@ async def test_in_a_crowd_each_asks_for_its_share_and_the_rest_comes_from_the_ot
     gave = sum(source.bytes for t in transfers for source in t.status().sources if source.agent_id == "ann")
     assert gave < package.index.unique_bytes * 1.5
     assert all(transfer.status().wasted < package.index.unique_bytes * 0.03 for transfer in transfers)
+
+
+@pytest.fixture
+async def site(node, content, monkeypatch):
+    """A holder on a short path from another site, its package, three agents of one site, and how to have all fetch."""
+    monkeypatch.setattr(Routes, "near", lambda self, peer: peer.metadata is not None)
+    monkeypatch.setattr(Routes, "perhaps_far", lambda self, peer: False)
+    ann, *three = node("ann"), node("bob"), node("cat"), node("dan")
+    package = ann.publish(content(size=12_000_000))
+    await (await ann.start(site="h")).seed(package)
+    for one in three:
+        await one.start(site="s")
+    known = StaticPeers([ann.candidate(site="h"), *(one.candidate(site="s", complete=False) for one in three)])
+
+    def fetch() -> list[Transfer]:
+        return [one.engine.fetch(package.envelope, known) for one in three]
+
+    return ann, package, three, known, fetch
+
+
+async def test_neighbours_bring_each_other_what_each_fetched_without_the_torrent(site, dialled, slow_reads) -> None:
+    _, package, three, _, fetch = site
+    async with asyncio.timeout(60):
+        transfers = fetch()
+        for transfer in transfers:
+            await transfer.wait()
+    assert dialled == []
+    total = package.index.unique_bytes
+    for one, transfer in zip(three, transfers, strict=True):
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+        assert transfer.status().received == total
+    from_ann = [sum(s.bytes for s in t.status().sources if s.agent_id == "ann") for t in transfers]
+    assert sum(from_ann) < total * 1.1
+    assert min(from_ann) > total / 6
+
+
+async def test_a_neighbour_whose_bytes_are_counted_is_dealt_with_by_torrent(site, dialled, slow_reads) -> None:
+    _, package, three, _, fetch = site
+    three[0].engine.set_limits(50_000_000, 50_000_000)
+    async with asyncio.timeout(60):
+        for transfer in fetch():
+            await transfer.wait()
+    assert {str(one.candidate().swarm) for one in three} & set(dialled)
+    for one in three:
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+
+
+async def test_what_a_neighbour_that_is_gone_should_have_fetched_is_fetched_by_the_others(
+    site, dialled, slow_reads
+) -> None:
+    _, package, three, _, fetch = site
+    async with asyncio.timeout(60):
+        first, *others = fetch()
+        while first.status().verified < package.index.unique_bytes // 5:
+            await asyncio.sleep(0.02)
+        await three[0].stop()
+        for transfer in others:
+            await transfer.wait()
+    for one, transfer in zip(three[1:], others, strict=True):
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+        assert transfer.status().received <= package.index.unique_bytes * 1.05
+
+
+async def test_a_neighbour_that_was_away_for_a_moment_gives_again(site, dialled, slow_reads) -> None:
+    _, package, three, known, fetch = site
+    async with asyncio.timeout(60):
+        first, *others = fetch()
+        while first.status().verified < package.index.unique_bytes // 5:
+            await asyncio.sleep(0.02)
+        await three[0].stop()
+        engine = await three[0].start(site="s")
+        known.set([*known.candidates("")[:1], *(one.candidate(site="s", complete=False) for one in three)])
+        again = engine.fetch(package.envelope, known)
+        for transfer in (again, *others):
+            await transfer.wait()
+    assert again.status().reused + again.status().received <= package.index.unique_bytes * 1.1
+    assert dialled == []
+
+
+async def test_when_one_comes_who_needs_the_torrent_it_is_made_anew_with_all_there_is(
+    site, node, dialled, slow_reads
+) -> None:
+    _, package, three, known, fetch = site
+    eve = node("eve")
+    async with asyncio.timeout(60):
+        transfers = fetch()
+        while transfers[0].status().verified < package.index.unique_bytes // 5:
+            await asyncio.sleep(0.02)
+        assert dialled == []
+        await eve.start(site="e")
+        known.set([*known.candidates(""), eve.candidate(site="e", complete=False)])
+        for transfer in (*transfers, eve.engine.fetch(package.envelope, known)):
+            await transfer.wait()
+    assert dialled
+    for one in (*three, eve):
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+    assert all(transfer.status().received <= package.index.unique_bytes * 1.1 for transfer in transfers)
 
 
 async def test_a_rotten_chunk_is_blamed_and_not_entered(node, content) -> None:

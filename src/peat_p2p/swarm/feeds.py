@@ -191,21 +191,28 @@ class Feeds:
         far = routes.perhaps_far if decision.inside else routes.far
         able = [peer for peer in holders if far(peer)] if decision.apart or not crowd else []
         fetching = [peer for peer in known if not peer.complete]
-        self._alone, self._past = not fetching, all(self._holdings.mate(peer) for peer in fetching)
+        self._alone, self._past = not fetching, all(self._mate(peer) for peer in fetching)
         if self._past or decision.apart:
             able += self._beside(holders)
         wanted = set(decision.first if decision.apart else decision.wanted) if able else set[int]()
         gives: dict[str, Collection[int] | None]
         gives = {peer.endpoint_id: decision.first if decision.apart else None for peer in able}
-        for peer in self._beside(peer for peer in allowed if self._holdings.of(peer.endpoint_id)):
-            able.append(peer)
-            gives[peer.endpoint_id] = held = self._holdings.of(peer.endpoint_id)
-            wanted |= decision.wanted & held
-        if not able:
+        mates = self._beside(peer for peer in allowed if self._mate(peer))
+        for peer in mates:
+            if held := self._holdings.of(peer.endpoint_id):
+                able.append(peer)
+                gives[peer.endpoint_id] = held
+                wanted |= decision.wanted & held
+        if able:
+            self._steer({peer.endpoint_id: peer for peer in able}, gives, wanted, decision.first)
+        else:
             self._use_opening(())
             self.rest()
-            return set()
-        return self._steer({peer.endpoint_id: peer for peer in able}, gives, wanted, decision.first)
+        return {peer.endpoint_id for peer in (*able, *mates)}
+
+    def _mate(self, peer: PeerCandidate) -> bool:
+        """Whether a peer that fetches, too, does without the torrent."""
+        return peer.endpoint_id not in self._unable and self._holdings.mate(peer)
 
     def _beside(self, holders: Iterable[PeerCandidate]) -> list[PeerCandidate]:
         """Those on a short path; a direct line counts no bytes."""
@@ -220,7 +227,7 @@ class Feeds:
         gives: Mapping[str, Collection[int] | None],
         wanted: set[int],
         first: Collection[int],
-    ) -> set[str]:
+    ) -> None:
         now = self._around.clock.monotonic()
         self._gives = gives
         self._asks.want(wanted - self._given, first)
@@ -229,8 +236,7 @@ class Feeds:
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
-                if feed.straight:
-                    self._no_tcp_until[feed.peer.endpoint_id] = now + _NO_TCP_S
+                self._try_another_way(feed, now)
                 if feed.straight or len(able) > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
@@ -248,7 +254,11 @@ class Feeds:
                 self._widen(peer, now)
         for feed in self._feeds.values():
             feed.wake.set()
-        return set(able)
+
+    def _try_another_way(self, feed: _Feed, now: float) -> None:
+        """TCP does not bring it: for a while leave it to the bearer or the torrent, if that is a way."""
+        if feed.straight and not self._mate(feed.peer):
+            self._no_tcp_until[feed.peer.endpoint_id] = now + _NO_TCP_S
 
     def _use_opening(self, able: Collection[str]) -> None:
         """Go on with the stream that has begun, if there is one, or leave it."""
@@ -340,8 +350,7 @@ class Feeds:
         except (PeatError, asyncio.IncompleteReadError) as error:
             log.debug("no more chunks from %s: %s", peer.agent_id, error)
             now = around.clock.monotonic()
-            if feed.straight:
-                self._no_tcp_until[peer.endpoint_id] = now + _NO_TCP_S
+            self._try_another_way(feed, now)
             around.book.failed(peer.endpoint_id, now, str(error) or "the stream broke off")
 
     async def _read(self, feed: _Feed) -> None:
