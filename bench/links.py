@@ -23,7 +23,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from bench.net.state import start_time
 from bench.net.topology import Topology
 from bench.ping import Pinger
 from bench.result import Bench, Run, Scenario
-from bench.rivals import RIVALS, Place, Rival, RivalError
+from bench.rivals import RIVALS, Fetch, Place, Rival, RivalError
 from peat_p2p.core.atomic import sync_file
 
 STEADY = ("lan", "lte", "leo", "geo", "lossy-geo", "manet", "radio")
@@ -187,31 +187,26 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
     cpu_before = tool.seconds_of_cpu()
     net.restart()
     began_wall, began = time.time(), time.monotonic()
-    waiting = {host: tool.begin(host) for host in place.wanting}
+    fetches = {host: tool.begin(host) for host in place.wanting}
     error: str | None = None
     seconds: float | None = None
-    last = durable = 0.0
+    durable: float | None = None
+    ends: list[_End] = []
     try:
-        while waiting and time.monotonic() - began < case.deadline:
-            for host, fetch in list(waiting.items()):
-                if fetch.is_done():
-                    done = time.monotonic() - began
-                    syncing = time.monotonic()
-                    sync_file(fetch.target)
-                    hashing = time.monotonic()
-                    if _sha256(fetch.target) != digest:
-                        raise RivalError(f"what {case.tool} delivered to {host} is not the package")
-                    done += 0.0 if tool.verifies else time.monotonic() - hashing
-                    last, durable = max(last, done), max(durable, done + hashing - syncing)
-                    del waiting[host]
-            time.sleep(0.02)
-        if not waiting:
-            seconds = last
+        _attend(fetches, ends, began, case.deadline)
     except RivalError as failure:
         error = str(failure)
-    elapsed = seconds or time.monotonic() - began
+    elapsed = time.monotonic() - began
     cpu = tool.seconds_of_cpu() - cpu_before
     pings = pinger.finish(began_wall) if pinger else (None, None, None)
+    try:
+        # Only now: a check takes seconds and would hold up who is not done yet.
+        checks = [_check(end, tool, digest) for end in ends]
+        if len(ends) == len(fetches):
+            seconds = elapsed = max(end.done + check for end, check in zip(ends, checks, strict=True))
+            durable = max(end.done + end.syncing + check for end, check in zip(ends, checks, strict=True))
+    except RivalError as failure:
+        error = str(failure)
     ways = net.stats()["links"]["link"]
     delivered = ways["near>far"]["delivered_bytes"]
     payload = delivered - HEADERS * ways["near>far"]["delivered_packets"]
@@ -220,7 +215,7 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
     period = case.schedule.up + case.schedule.down if case.schedule else None
     return Outcome(
         seconds=seconds,
-        on_disk=durable if seconds is not None else None,
+        on_disk=durable,
         share=share,
         fill=case.size * share * 8 / (elapsed * down.rate * (1 - down.mean_loss)),
         link_ratio=carried / case.size,
@@ -234,6 +229,45 @@ def _measure(case: Case, place: Place, digest: str, tool: Rival) -> Outcome:
         error=error,
         notes=tool.notes(),
     )
+
+
+@dataclass(slots=True)
+class _End:
+    """A fetch that is done, and when; then so many seconds of having its file on disk."""
+
+    host: str
+    target: Path
+    done: float
+    syncing: float = 0.0
+
+    def sync(self) -> None:
+        began = time.monotonic()
+        sync_file(self.target)
+        self.syncing = time.monotonic() - began
+
+
+def _attend(fetches: Mapping[str, Fetch], ends: list[_End], began: float, deadline: float) -> None:
+    """Take note of each fetch that ends, until all have or it takes too long. Raises RivalError."""
+    waiting = dict(fetches)
+    with ThreadPoolExecutor(len(waiting)) as pool:
+        syncing = []
+        while waiting and time.monotonic() - began < deadline:
+            for host, fetch in list(waiting.items()):
+                if fetch.is_done():
+                    ends.append(_End(host, fetch.target, time.monotonic() - began))
+                    syncing.append(pool.submit(ends[-1].sync))
+                    del waiting[host]
+            time.sleep(0.02)
+        for one in syncing:
+            one.result()
+
+
+def _check(end: _End, tool: Rival, digest: str) -> float:
+    """Seconds of checking what arrived, which are the tool's where it does not check itself. Raises RivalError."""
+    began = time.monotonic()
+    if _sha256(end.target) != digest:
+        raise RivalError(f"what {tool.name} delivered to {end.host} is not the package")
+    return 0.0 if tool.verifies else time.monotonic() - began
 
 
 def _tidy() -> None:
