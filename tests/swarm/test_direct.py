@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 import threading
 import time
 
@@ -18,6 +19,7 @@ from peat_p2p.core.errors import ExhaustedError, UnavailableError
 from peat_p2p.swarm import direct, directserver
 from peat_p2p.swarm.asks import ANSWER, Ask, NotHeldError
 from peat_p2p.swarm.direct import HELLO, DirectLine, Whole, exactly
+from peat_p2p.swarm.directserver import DirectServer
 from peat_p2p.swarm.engine import SwarmConfig, SwarmEngine
 from peat_p2p.swarm.peers import StaticPeers
 from peat_p2p.swarm.routes import Routes
@@ -237,6 +239,34 @@ async def test_what_a_neighbour_that_is_gone_should_have_fetched_is_fetched_by_t
     for one, transfer in zip(three[1:], others, strict=True):
         assert one.store.verify_many(package.index.unique_chunks) == set()
         assert transfer.status().received <= package.index.unique_bytes * 1.05
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["says at the line that it has not", "says nothing there"])
+async def test_a_neighbour_that_claims_what_it_does_not_give_holds_nobody_up(site, monkeypatch, silent) -> None:
+    _, package, three, _, fetch = site
+    liar, real_give, real_holdings = three[0].engine, DirectServer._give, Transfer.holdings
+    over = threading.Event()
+
+    def give(self: DirectServer, tls: ssl.SSLSocket) -> None:
+        if silent and self._source is liar._seeds:
+            over.wait(60)
+        else:
+            real_give(self, tls)
+
+    def claims(self: Transfer) -> list[bool]:
+        return [held or self._around is liar._around for held in real_holdings(self)]
+
+    monkeypatch.setattr(DirectServer, "_give", give)
+    monkeypatch.setattr(Transfer, "holdings", claims)
+    monkeypatch.setattr("peat_p2p.swarm.feeds._TCP_STALL_S", 0.5)
+    try:
+        async with asyncio.timeout(60):
+            for transfer in fetch()[1:]:
+                await transfer.wait()
+    finally:
+        over.set()
+    for one in three[1:]:
+        assert one.store.verify_many(package.index.unique_chunks) == set()
 
 
 async def test_a_neighbour_that_was_away_for_a_moment_gives_again(site, dialled, slow_reads) -> None:

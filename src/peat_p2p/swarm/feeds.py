@@ -43,6 +43,7 @@ FAST = 3_500_000.0  # bytes per second: beyond, the work that a bearer has with 
 STALL_S = 10.0
 _TCP_STALL_S = 3.0
 _NO_TCP_S = 30.0
+_MOST_BROKEN = 3
 _PART = 64 << 10
 _UNWANTED, _ORDINARY = 0, 4
 
@@ -99,6 +100,7 @@ class Feeds:
         self._gives: Mapping[str, Collection[int] | None] = {}  # what to ask a peer for, None for anything
         self._received: dict[str, int] = {}
         self._unable: set[str] = set()
+        self._broken: dict[str, int] = {}  # lines in a row that brought nothing, of peers that answer otherwise
         self._paced: set[str] = set()
         self._no_tcp_until: dict[str, float] = {}
         self._bad: list[tuple[PeerCandidate, int]] = []
@@ -171,7 +173,8 @@ class Feeds:
             peer.complete and not peer.kin and self._around.routes.near(peer) for peer in candidates
         )
         self._holdings.look(candidates if short else ())
-        return self._holdings.fresh()
+        # Who says that it has a chunk and does not give it would have nobody fetch that from elsewhere.
+        return {name: held for name, held in self._holdings.fresh().items() if name not in self._unable}
 
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
@@ -257,8 +260,13 @@ class Feeds:
 
     def _try_another_way(self, feed: _Feed, now: float) -> None:
         """TCP does not bring it: for a while leave it to the bearer or the torrent, if that is a way."""
+        endpoint = feed.peer.endpoint_id
         if feed.straight and not self._mate(feed.peer):
-            self._no_tcp_until[feed.peer.endpoint_id] = now + _NO_TCP_S
+            self._no_tcp_until[endpoint] = now + _NO_TCP_S
+        elif feed.straight and self._holdings.answers(endpoint):
+            self._broken[endpoint] = self._broken.get(endpoint, 0) + 1
+            if self._broken[endpoint] >= _MOST_BROKEN:
+                self._unable.add(endpoint)
 
     def _use_opening(self, able: Collection[str]) -> None:
         """Go on with the stream that has begun, if there is one, or leave it."""
@@ -485,5 +493,6 @@ class Feeds:
                 self._unable.add(feed.peer.endpoint_id)
             raise UnavailableError(f"{feed.peer.agent_id} sent a chunk that is not what its name says")
         self._asks.settled(feed.name, piece)
+        self._broken.pop(feed.peer.endpoint_id, None)
         self._given.add(piece)
         feed.wake.set()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress, count
 
-from peat_p2p.core.errors import InvalidInputError, PeatError
+from peat_p2p.core.errors import InvalidInputError, PeatError, TooLargeError
 from peat_p2p.swarm.asks import NotHeldError
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.surroundings import Surroundings
@@ -23,7 +23,7 @@ from peat_p2p.swarm.torrents import Torrent
 log = logging.getLogger(__name__)
 _MOST_ASKED = 8  # in a larger crowd everybody would be busy with answering
 _PAUSE_S, _PAUSE_PER_CHUNK_S = 0.25, 50e-6
-_STALE_S = 3.0
+_STALE_S, _LATELY_S = 3.0, 1.5
 _GRACE_S = 6.0  # documents tell of a neighbour before its port is open
 
 
@@ -75,21 +75,28 @@ class Holdings:
         known = self._neighbours.get(peer.endpoint_id)
         if known is None or known.mute:
             return False
-        return known.heard is not None or self._around.clock.monotonic() - known.since < _GRACE_S
+        return known.heard is not None or self._silence(known) < _GRACE_S
 
     def of(self, endpoint_id: str) -> frozenset[int]:
         """The numbers of the chunks that a peer had when it was heard of last."""
         known = self._neighbours.get(endpoint_id)
         return known.numbers if known is not None else frozenset()
 
+    def answers(self, endpoint_id: str) -> bool:
+        """Whether a peer has answered just now."""
+        known = self._neighbours.get(endpoint_id)
+        return known is not None and known.heard is not None and self._silence(known) < _LATELY_S
+
     def fresh(self) -> dict[str, Sequence[bool]]:
         """By endpoint id, what those have that answer."""
-        now = self._around.clock.monotonic()
         return {
             name: known.held
             for name, known in self._neighbours.items()
-            if known.heard is not None and known.held and now - known.heard < _STALE_S
+            if known.held and self._silence(known) < _STALE_S
         }
+
+    def _silence(self, neighbour: _Neighbour) -> float:
+        return self._around.clock.monotonic() - (neighbour.since if neighbour.heard is None else neighbour.heard)
 
     @staticmethod
     def _end(neighbour: _Neighbour) -> None:
@@ -102,7 +109,7 @@ class Holdings:
         while True:
             try:
                 held = await around.client.holdings(neighbour.peer, parsed.meta.infohash, len(parsed.chunks))
-            except (NotHeldError, InvalidInputError) as error:
+            except (NotHeldError, InvalidInputError, TooLargeError) as error:
                 log.debug("%s tells nothing of what it holds: %s", neighbour.peer.agent_id, error)
                 neighbour.mute = True
                 self._torrent.wake.set()
