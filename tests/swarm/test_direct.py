@@ -106,6 +106,31 @@ async def test_a_line_that_breaks_is_made_anew_and_loses_no_byte(
     assert status.received == status.total
 
 
+async def test_a_path_that_turns_out_to_be_short_gets_a_line(node, content, dialled, slow_reads, monkeypatch) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=6_000_000))
+    await (await ann.start(site="h")).seed(package)
+    known = threading.Event()
+    for name in ("far", "perhaps_far"):
+        monkeypatch.setattr(Routes, name, lambda *_: not known.is_set())
+    monkeypatch.setattr(Routes, "near", lambda *_: known.is_set())
+    lines: list[DirectLine] = []
+    real = DirectLine.__init__
+    monkeypatch.setattr(DirectLine, "__init__", lambda self, *a: (lines.append(self), real(self, *a))[1])
+    async with asyncio.timeout(30):
+        transfer = (await bob.start(site="s")).fetch(package.envelope, StaticPeers([ann.candidate(site="h")]))
+        while not transfer.status().verified:
+            await asyncio.sleep(0.02)
+        assert not lines
+        known.set()
+        await transfer.wait()
+    assert lines
+    assert not dialled
+    status = transfer.status()
+    assert status.received == status.total
+    assert bob.store.verify_many(package.index.unique_chunks) == set()
+
+
 async def test_where_bytes_are_counted_the_torrent_carries_them(node, content, dialled) -> None:
     ann, bob = node("ann"), node("bob")
     package = ann.publish(content(size=500_000))

@@ -14,6 +14,7 @@ Rule: what a feed is asked for nobody else is asked for. Must not decide what is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -224,6 +225,17 @@ class Feeds:
         now, tried = self._around.clock.monotonic(), self._no_tcp_until
         return [peer for peer in holders if self._around.routes.near(peer) and tried.get(peer.endpoint_id, 0.0) <= now]
 
+    def _outdated(self, feed: _Feed) -> bool:
+        """Whether the path to its peer has turned out to be short."""
+        return not feed.near and bool(self._beside([feed.peer]))
+
+    async def _settle(self, peer: PeerCandidate) -> None:
+        """Find out whether a peer is far that was hoped to be."""
+        with contextlib.suppress(PeatError):
+            await self._around.routes.settle(peer)
+        if self._around.routes.near(peer):
+            self._torrent.wake.set()
+
     def _steer(
         self,
         able: dict[str, PeerCandidate],
@@ -235,7 +247,7 @@ class Feeds:
         self._gives = gives
         self._asks.want(wanted - self._given, first)
         for feed in list(self._feeds.values()):
-            if feed.peer.endpoint_id not in able or (feed.past and not self._past):
+            if feed.peer.endpoint_id not in able or (feed.past and not self._past) or self._outdated(feed):
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
@@ -245,7 +257,7 @@ class Feeds:
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
         self._use_opening(able)
         if self._asks.waiting:
-            fed = {feed.peer.endpoint_id for feed in self._feeds.values()}
+            fed = {feed.peer.endpoint_id for feed in self._feeds.values() if not self._outdated(feed)}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
             far = [peer for peer in due if not self._around.routes.near(peer)]
             for peer in far[: max(0, MOST_PEERS - len(fed))]:
@@ -378,6 +390,8 @@ class Feeds:
         self._around.book.succeeded(feed.peer.endpoint_id)
         if answer.paced:
             self._paced.add(feed.peer.endpoint_id)
+        if not feed.straight:
+            self._tasks.create_task(self._settle(feed.peer), name=f"how far {feed.peer.agent_id} is")
         while not feed.retiring or self._asks.owes(feed.name):
             await self._take(feed, answer.content)
 
