@@ -88,7 +88,7 @@ async def test_a_line_that_breaks_is_made_anew_and_loses_no_byte(
     lines: list[DirectLine] = []
     real = DirectLine.__init__
     monkeypatch.setattr(DirectLine, "__init__", lambda self, *a: (lines.append(self), real(self, *a))[1])
-    monkeypatch.setattr("peat_p2p.swarm.feeds._NO_TCP_S", 0.2)
+    monkeypatch.setattr("peat_p2p.swarm.ways._NO_TCP_S", 0.2)
     # While no line is up the torrent would be asked for blocks, some of them of a chunk that a line had begun.
     monkeypatch.setattr(Torrent, "dial", lambda *_: None)
     async with asyncio.timeout(40):

@@ -14,7 +14,6 @@ Rule: what a feed is asked for nobody else is asked for. Must not decide what is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from blake3 import blake3
 from peat_p2p.core.errors import InvalidInputError, PeatError, UnavailableError
 from peat_p2p.swarm.asks import ANSWER, NOT_HELD, Ask, Asks, NotHeldError, opening_ask, runs
 from peat_p2p.swarm.direct import Came, DirectLine, NotPutError
-from peat_p2p.swarm.holdings import Holdings
 from peat_p2p.swarm.ledger import Connection
 from peat_p2p.swarm.metadata import ChunkAnswer
 from peat_p2p.swarm.opening import AHEAD, Opening
@@ -34,6 +32,7 @@ from peat_p2p.swarm.plan import Decision
 from peat_p2p.swarm.session import peer_fingerprint
 from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrents import Torrent
+from peat_p2p.swarm.ways import Ways
 
 log = logging.getLogger(__name__)
 MOST_PEERS = 2  # holders that are asked at the same time: each costs a connection across the link
@@ -43,8 +42,6 @@ TCP_STREAMS = 2  # on leo as full as four, with less work, and fuller than one
 FAST = 3_500_000.0  # bytes per second: beyond, the work that a bearer has with each datagram is felt
 STALL_S = 10.0
 _TCP_STALL_S = 3.0
-_NO_TCP_S = 30.0
-_MOST_BROKEN = 3
 _PART = 64 << 10
 _UNWANTED, _ORDINARY = 0, 4
 
@@ -97,13 +94,9 @@ class Feeds:
         self._torrent_behind = False
         self._alone = True
         self._past = True  # nobody who fetches needs the torrent
-        self._holdings = Holdings(torrent, around, tasks)
+        self._ways = Ways(torrent, around, tasks)
         self._gives: Mapping[str, Collection[int] | None] = {}  # what to ask a peer for, None for anything
         self._received: dict[str, int] = {}
-        self._unable: set[str] = set()
-        self._broken: dict[str, int] = {}  # lines in a row that brought nothing, of peers that answer otherwise
-        self._paced: set[str] = set()
-        self._no_tcp_until: dict[str, float] = {}
         self._bad: list[tuple[PeerCandidate, int]] = []
 
     @property
@@ -161,21 +154,14 @@ class Feeds:
         return [
             peer
             for peer in candidates
-            if peer.complete
-            and not peer.kin
-            and peer.endpoint_id not in self._unable
+            if self._ways.able(peer)
             and not around.book.health(peer.endpoint_id).failures
-            and (around.routes.perhaps_far(peer) or self._beside([peer]))
+            and (around.routes.perhaps_far(peer) or self._ways.beside([peer]))
         ]
 
     def look(self, candidates: Collection[PeerCandidate]) -> dict[str, Sequence[bool]]:
         """These are known now. Returns, by endpoint id, what those have that direct lines can bring from them."""
-        short = self._torrent_behind or any(
-            peer.complete and not peer.kin and self._around.routes.near(peer) for peer in candidates
-        )
-        self._holdings.look(candidates if short else ())
-        # Who says that it has a chunk and does not give it would have nobody fetch that from elsewhere.
-        return {name: held for name, held in self._holdings.fresh().items() if name not in self._unable}
+        return self._ways.look(candidates, lines=self._torrent_behind)
 
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
@@ -191,19 +177,19 @@ class Feeds:
         near.update(peer.site for peer in known if peer.complete)
         near.discard("")
         crowd = any(not peer.complete and peer.site not in near for peer in known)
-        holders = [peer for peer in allowed if peer.complete and not peer.kin and peer.endpoint_id not in self._unable]
+        holders = [peer for peer in allowed if self._ways.able(peer)]
         far = routes.perhaps_far if decision.inside else routes.far
         able = [peer for peer in holders if far(peer)] if decision.apart or not crowd else []
         fetching = [peer for peer in known if not peer.complete]
-        self._alone, self._past = not fetching, all(self._mate(peer) for peer in fetching)
+        self._alone, self._past = not fetching, all(self._ways.mate(peer) for peer in fetching)
         if self._past or decision.apart:
-            able += self._beside(holders)
+            able += self._ways.beside(holders)
         wanted = set(decision.first if decision.apart else decision.wanted) if able else set[int]()
         gives: dict[str, Collection[int] | None]
         gives = {peer.endpoint_id: decision.first if decision.apart else None for peer in able}
-        mates = self._beside(peer for peer in allowed if self._mate(peer))
+        mates = self._ways.beside(peer for peer in allowed if self._ways.mate(peer))
         for peer in mates:
-            if held := self._holdings.of(peer.endpoint_id):
+            if held := self._ways.of(peer):
                 able.append(peer)
                 gives[peer.endpoint_id] = held
                 wanted |= decision.wanted & held
@@ -214,27 +200,9 @@ class Feeds:
             self.rest()
         return {peer.endpoint_id for peer in (*able, *mates)}
 
-    def _mate(self, peer: PeerCandidate) -> bool:
-        """Whether a peer that fetches, too, does without the torrent."""
-        return peer.endpoint_id not in self._unable and self._holdings.mate(peer)
-
-    def _beside(self, holders: Iterable[PeerCandidate]) -> list[PeerCandidate]:
-        """Those on a short path; a direct line counts no bytes."""
-        if not self._around.uncounted():
-            return []
-        now, tried = self._around.clock.monotonic(), self._no_tcp_until
-        return [peer for peer in holders if self._around.routes.near(peer) and tried.get(peer.endpoint_id, 0.0) <= now]
-
     def _outdated(self, feed: _Feed) -> bool:
         """Whether the path to its peer has turned out to be short."""
-        return not feed.near and bool(self._beside([feed.peer]))
-
-    async def _settle(self, peer: PeerCandidate) -> None:
-        """Find out whether a peer is far that was hoped to be."""
-        with contextlib.suppress(PeatError):
-            await self._around.routes.settle(peer)
-        if self._around.routes.near(peer):
-            self._torrent.wake.set()
+        return not feed.near and bool(self._ways.beside([feed.peer]))
 
     def _steer(
         self,
@@ -251,7 +219,8 @@ class Feeds:
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
-                self._try_another_way(feed, now)
+                if feed.straight:
+                    self._ways.broke(feed.peer)
                 if feed.straight or len(able) > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
@@ -269,16 +238,6 @@ class Feeds:
                 self._widen(peer, now)
         for feed in self._feeds.values():
             feed.wake.set()
-
-    def _try_another_way(self, feed: _Feed, now: float) -> None:
-        """TCP does not bring it: for a while leave it to the bearer or the torrent, if that is a way."""
-        endpoint = feed.peer.endpoint_id
-        if feed.straight and not self._mate(feed.peer):
-            self._no_tcp_until[endpoint] = now + _NO_TCP_S
-        elif feed.straight and self._holdings.answers(endpoint):
-            self._broken[endpoint] = self._broken.get(endpoint, 0) + 1
-            if self._broken[endpoint] >= _MOST_BROKEN:
-                self._unable.add(endpoint)
 
     def _use_opening(self, able: Collection[str]) -> None:
         """Go on with the stream that has begun, if there is one, or leave it."""
@@ -304,12 +263,9 @@ class Feeds:
         if straight > bearer:
             for feed in mine:
                 feed.retiring = feed.retiring or not feed.straight
-        elif bearer > FAST and not any(feed.straight for feed in mine) and self._may_go_straight(peer, now):
+        elif bearer > FAST and not any(feed.straight for feed in mine) and self._ways.straight(peer):
             for _ in range(TCP_STREAMS):
                 self._begin(peer, straight=True)
-
-    def _may_go_straight(self, peer: PeerCandidate, now: float) -> bool:
-        return peer.endpoint_id in self._paced and self._no_tcp_until.get(peer.endpoint_id, 0.0) <= now
 
     def rest(self) -> None:
         """Ask for nothing more; what is on its way still comes."""
@@ -325,7 +281,7 @@ class Feeds:
 
     def stop(self) -> None:
         """End all feeds."""
-        self._holdings.stop()
+        self._ways.stop()
         for feed in list(self._feeds.values()):
             self._end(feed)
 
@@ -366,11 +322,12 @@ class Feeds:
         try:
             await (self._follow(feed) if feed.near else self._read(feed))
         except NotHeldError:
-            self._unable.add(peer.endpoint_id)
+            self._ways.unable.add(peer.endpoint_id)
         except (PeatError, asyncio.IncompleteReadError) as error:
             log.debug("no more chunks from %s: %s", peer.agent_id, error)
             now = around.clock.monotonic()
-            self._try_another_way(feed, now)
+            if feed.straight:
+                self._ways.broke(peer)
             around.book.failed(peer.endpoint_id, now, str(error) or "the stream broke off")
 
     async def _read(self, feed: _Feed) -> None:
@@ -389,9 +346,9 @@ class Feeds:
         feed.last = self._around.clock.monotonic()
         self._around.book.succeeded(feed.peer.endpoint_id)
         if answer.paced:
-            self._paced.add(feed.peer.endpoint_id)
+            self._ways.paced.add(feed.peer.endpoint_id)
         if not feed.straight:
-            self._tasks.create_task(self._settle(feed.peer), name=f"how far {feed.peer.agent_id} is")
+            self._ways.find_out(feed.peer)
         while not feed.retiring or self._asks.owes(feed.name):
             await self._take(feed, answer.content)
 
@@ -476,7 +433,7 @@ class Feeds:
         peer, around = feed.peer, self._around
         self._owed(feed, piece)
         if length == NOT_HELD:
-            self._unable.add(peer.endpoint_id)  # not complete after all: the torrent knows how to deal with that
+            self._ways.unable.add(peer.endpoint_id)  # not complete after all: the torrent knows how to deal with that
             raise UnavailableError(f"{peer.agent_id} does not hold all of it")
         chunk = self._torrent.parsed.chunks[piece]
         data = self._begun.pop(piece, bytearray())
@@ -504,9 +461,9 @@ class Feeds:
         if not good:
             if not resumed:
                 self._bad.append((feed.peer, piece))
-                self._unable.add(feed.peer.endpoint_id)
+                self._ways.unable.add(feed.peer.endpoint_id)
             raise UnavailableError(f"{feed.peer.agent_id} sent a chunk that is not what its name says")
         self._asks.settled(feed.name, piece)
-        self._broken.pop(feed.peer.endpoint_id, None)
+        self._ways.gave(feed.peer)
         self._given.add(piece)
         feed.wake.set()
