@@ -92,8 +92,6 @@ class Feeds:
         self._given: set[int] = set()
         self._landed: list[int] = []
         self._torrent_behind = False
-        self._alone = True
-        self._past = True  # nobody who fetches needs the torrent
         self._ways = Ways(torrent, around, tasks)
         self._gives: Mapping[str, Collection[int] | None] = {}  # what to ask a peer for, None for anything
         self._received: dict[str, int] = {}
@@ -140,7 +138,7 @@ class Feeds:
     @property
     def torrent_behind(self) -> bool:
         """Whether the torrent does not know of all that is here, and is what goes on."""
-        needed = self._alone or not self._past
+        needed = self._ways.alone or not self._ways.past
         return self._torrent_behind and needed and not any(feed.past for feed in self._feeds.values())
 
     @property
@@ -161,7 +159,7 @@ class Feeds:
 
     def look(self, candidates: Collection[PeerCandidate]) -> dict[str, Sequence[bool]]:
         """These are known now. Returns, by endpoint id, what those have that direct lines can bring from them."""
-        return self._ways.look(candidates, lines=self._torrent_behind)
+        return self._ways.look(candidates)
 
     def steer(
         self, decision: Decision, candidates: Collection[PeerCandidate], allowed: Iterable[PeerCandidate]
@@ -180,14 +178,12 @@ class Feeds:
         holders = [peer for peer in allowed if self._ways.able(peer)]
         far = routes.perhaps_far if decision.inside else routes.far
         able = [peer for peer in holders if far(peer)] if decision.apart or not crowd else []
-        fetching = [peer for peer in known if not peer.complete]
-        self._alone, self._past = not fetching, all(self._ways.mate(peer) for peer in fetching)
-        if self._past or decision.apart:
+        if self._ways.past or decision.apart:
             able += self._ways.beside(holders)
         wanted = set(decision.first if decision.apart else decision.wanted) if able else set[int]()
         gives: dict[str, Collection[int] | None]
         gives = {peer.endpoint_id: decision.first if decision.apart else None for peer in able}
-        mates = self._ways.beside(peer for peer in allowed if self._ways.mate(peer))
+        mates = self._ways.beside(peer for peer in allowed if self._ways.past and self._ways.mate(peer))
         for peer in mates:
             if held := self._ways.of(peer):
                 able.append(peer)
@@ -215,7 +211,7 @@ class Feeds:
         self._gives = gives
         self._asks.want(wanted - self._given, first)
         for feed in list(self._feeds.values()):
-            if feed.peer.endpoint_id not in able or (feed.past and not self._past) or self._outdated(feed):
+            if feed.peer.endpoint_id not in able or (feed.past and not self._ways.past) or self._outdated(feed):
                 feed.retiring = True
             elif now - feed.last > (_TCP_STALL_S if feed.straight else STALL_S) and self._asks.owes(feed.name):
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
@@ -224,6 +220,8 @@ class Feeds:
                 if feed.straight or len(able) > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
+            if not feed.near:
+                self._ways.find_out(feed.peer)
         self._use_opening(able)
         if self._asks.waiting:
             fed = {feed.peer.endpoint_id for feed in self._feeds.values() if not self._outdated(feed)}
@@ -232,8 +230,8 @@ class Feeds:
             for peer in far[: max(0, MOST_PEERS - len(fed))]:
                 self._begin(peer, straight=False)
             for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
-                for _ in range(_NEAR_LINES if self._alone else 1):
-                    self._begin(peer, straight=True, near=True, past=self._past)
+                for _ in range(_NEAR_LINES if self._ways.alone else 1):
+                    self._begin(peer, straight=True, near=True, past=self._ways.past)
             for peer in able.values():
                 self._widen(peer, now)
         for feed in self._feeds.values():
@@ -321,8 +319,12 @@ class Feeds:
         peer, around = feed.peer, self._around
         try:
             await (self._follow(feed) if feed.near else self._read(feed))
-        except NotHeldError:
-            self._ways.unable.add(peer.endpoint_id)
+        except NotHeldError as error:
+            if self._ways.mate(peer):  # what it said that it holds may not be given yet
+                self._ways.broke(peer)
+                around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
+            else:
+                self._ways.unable.add(peer.endpoint_id)
         except (PeatError, asyncio.IncompleteReadError) as error:
             log.debug("no more chunks from %s: %s", peer.agent_id, error)
             now = around.clock.monotonic()
@@ -347,8 +349,6 @@ class Feeds:
         self._around.book.succeeded(feed.peer.endpoint_id)
         if answer.paced:
             self._ways.paced.add(feed.peer.endpoint_id)
-        if not feed.straight:
-            self._ways.find_out(feed.peer)
         while not feed.retiring or self._asks.owes(feed.name):
             await self._take(feed, answer.content)
 

@@ -18,6 +18,7 @@ from peat_p2p.swarm.torrents import Torrent
 
 _NO_TCP_S = 30.0
 _MOST_BROKEN = 3
+_FIND_OUT_S = 2.0
 
 
 class Ways:
@@ -26,20 +27,24 @@ class Ways:
     def __init__(self, torrent: Torrent, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
         self.unable: set[str] = set()  # by endpoint id
         self.paced: set[str] = set()  # TCP of theirs does not take loss for a full link
+        self.alone = True
+        self.past = True  # nobody who fetches needs the torrent
         self._torrent = torrent
         self._around = around
         self._tasks = tasks
         self._holdings = Holdings(torrent, around, tasks)
         self._broken: dict[str, int] = {}  # lines in a row that brought nothing, of peers that answer otherwise
         self._no_tcp_until: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
 
-    def look(self, candidates: Collection[PeerCandidate], *, lines: bool) -> dict[str, Sequence[bool]]:
-        """These are known now; `lines`: chunks have come by a direct line.
-
-        Returns, by endpoint id, what those have that direct lines can bring from them.
-        """
-        short = lines or any(peer.complete and not peer.kin and self._around.routes.near(peer) for peer in candidates)
-        self._holdings.look(candidates if short else ())
+    def look(self, candidates: Collection[PeerCandidate]) -> dict[str, Sequence[bool]]:
+        """These are known now. Returns, by endpoint id, what those have that direct lines can bring from them."""
+        self._holdings.look(candidates)
+        fetching = [peer for peer in candidates if not peer.complete and not peer.kin]
+        # All of a site must see this alike: who does without the torrent shows nothing there to those who do not.
+        self.alone, self.past = not fetching, all(self.mate(peer) for peer in fetching)
+        if not self.past:
+            return {}
         # Who says that it has a chunk and does not give it would have nobody fetch that from elsewhere.
         return {name: held for name, held in self._holdings.fresh().items() if name not in self.unable}
 
@@ -48,7 +53,7 @@ class Ways:
         self._holdings.stop()
 
     def of(self, peer: PeerCandidate) -> frozenset[int]:
-        """The numbers of the chunks that a peer has that fetches, too, as it said last."""
+        """The numbers of the chunks that a line can bring from a peer that fetches, too, as it said last."""
         return self._holdings.of(peer.endpoint_id)
 
     def able(self, peer: PeerCandidate) -> bool:
@@ -87,8 +92,11 @@ class Ways:
                 self.unable.add(endpoint)
 
     def find_out(self, peer: PeerCandidate) -> None:
-        """Have it found out whether a peer is far that was hoped to be."""
-        self._tasks.create_task(self._settle(peer), name=f"how far {peer.agent_id} is")
+        """Have it found out now and then whether a peer is as far as it looks: a busy one looks farther."""
+        now = self._around.clock.monotonic()
+        if self._around.routes.far(peer) and now - self._asked_at.get(peer.endpoint_id, -_FIND_OUT_S) >= _FIND_OUT_S:
+            self._asked_at[peer.endpoint_id] = now
+            self._tasks.create_task(self._settle(peer), name=f"how far {peer.agent_id} is")
 
     async def _settle(self, peer: PeerCandidate) -> None:
         with contextlib.suppress(PeatError):

@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import socket
 import struct
+from dataclasses import dataclass
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.bearers.relay import Bearers, Service
@@ -26,6 +27,15 @@ PATIENCE_S = 4.0
 _ASK_AGAIN_S = 60.0
 
 
+@dataclass(slots=True)
+class _Asked:
+    """What the kernels said of a path, and when to ask them again if they call it long."""
+
+    long: bool = True
+    again_at: float = 0.0
+    pause: float = 2.0
+
+
 class Paths:
     """Turns a peer's address into the one to connect to."""
 
@@ -33,7 +43,7 @@ class Paths:
         self._bearers = bearers
         self._hoped: dict[HostPort, float] = {}  # bearers never heard, and when they were tried last
         self._local: dict[HostPort, HostPort] = {}
-        self._long: dict[HostPort, bool] = {}  # where the kernels were asked
+        self._long: dict[HostPort, _Asked] = {}
 
     async def to(self, direct: HostPort, bearer: HostPort, service: Service) -> HostPort:
         """Where to connect for a service of a peer: `direct`, or a local port that leads there.
@@ -63,7 +73,8 @@ class Paths:
         if not _by_bearer(bearer):
             return False
         shown = self._bearers.reading(bearer)
-        return shown is not None and shown.min_rtt >= LONG_RTT_S and self._long.get(bearer, True)
+        asked = self._long.get(bearer)
+        return shown is not None and shown.min_rtt >= LONG_RTT_S and (asked is None or asked.long)
 
     def perhaps_far(self, bearer: HostPort) -> bool:
         """Whether the way to a peer leads through its bearer, or would be tried there as nothing is known of it."""
@@ -78,17 +89,19 @@ class Paths:
     async def _is_long(self, direct: HostPort, bearer: HostPort, shown: float) -> bool:
         """Whether a path is long. A bearer answers when its process gets to it: a busy one looks farther than it is.
 
-        So where that is in doubt the kernels are asked, once: they set up a connection without the processes.
+        So where that is in doubt the kernels are asked: they set up a connection without the processes. They may have
+        been busy, too, and are asked again later, ever more seldom.
         """
         if not LONG_RTT_S <= shown < _SURELY_LONG_S:
             return shown >= LONG_RTT_S
-        if bearer not in self._long:
-            self._long[bearer] = True
+        now, asked = asyncio.get_running_loop().time(), self._long.setdefault(bearer, _Asked())
+        if asked.long and now >= asked.again_at:
+            asked.again_at, asked.pause = now + asked.pause, 2 * asked.pause
             for _ in range(_PROBES):
                 if await kernel_round_trip(direct, _PROBE_PATIENCE_S) < LONG_RTT_S:
-                    self._long[bearer] = False
+                    asked.long = False
                     break
-        return self._long[bearer]
+        return asked.long
 
     def behind(self, address: HostPort) -> HostPort:
         """The direct address for which a local port stands; any other address is returned as it is."""
