@@ -313,6 +313,28 @@ async def test_a_neighbour_that_was_away_for_a_moment_gives_again(site, dialled,
     assert dialled == []
 
 
+async def test_a_holder_afar_that_was_away_is_asked_again_though_neighbours_give(site, slow_reads, monkeypatch) -> None:
+    ann, package, three, known, fetch = site
+    for name in ("far", "perhaps_far"):
+        monkeypatch.setattr(Routes, name, lambda _, peer: peer.site == "h")
+    monkeypatch.setattr(Routes, "near", lambda _, peer: peer.site == "s")
+    # Nor does the torrent help.
+    monkeypatch.setattr(Torrent, "dial", lambda *_: None)
+    async with asyncio.timeout(60):
+        transfers = fetch()
+        while transfers[0].status().verified < package.index.unique_bytes // 5:
+            await asyncio.sleep(0.02)
+        await ann.stop()
+        await asyncio.sleep(1.0)
+        await (await ann.start(site="h")).seed(package)
+        known.set([ann.candidate(site="h"), *known.candidates("")[1:]])
+        for transfer in transfers:
+            await transfer.wait()
+    for one in three:
+        assert one.store.verify_many(package.index.unique_chunks) == set()
+    assert all(transfer.status().received <= package.index.unique_bytes * 1.1 for transfer in transfers)
+
+
 async def test_when_one_comes_who_needs_the_torrent_it_is_made_anew_with_all_there_is(
     site, node, dialled, slow_reads
 ) -> None:

@@ -208,6 +208,7 @@ class Feeds:
         first: Collection[int],
     ) -> None:
         now = self._around.clock.monotonic()
+        complete = sum(peer.complete for peer in able.values())
         self._gives = gives
         self._asks.want(wanted - self._given, first)
         for feed in list(self._feeds.values()):
@@ -217,19 +218,20 @@ class Feeds:
                 # Through an outage a bearer goes on where it was; TCP sleeps on, and what others can give is theirs.
                 if feed.straight:
                     self._ways.broke(feed.peer)
-                if feed.straight or len(able) > 1:
+                if feed.straight or complete > 1:
                     self._end(feed)
                     self._around.book.failed(feed.peer.endpoint_id, now, "it has gone silent", 0.0)
             if not feed.near:
                 self._ways.find_out(feed.peer)
         self._use_opening(able)
         if self._asks.waiting:
-            fed = {feed.peer.endpoint_id for feed in self._feeds.values() if not self._outdated(feed)}
+            fed = {feed.peer.endpoint_id: feed.near for feed in self._feeds.values() if not self._outdated(feed)}
             due = [peer for peer in self._around.book.due(able.values(), now) if peer.endpoint_id not in fed]
             far = [peer for peer in due if not self._around.routes.near(peer)]
-            for peer in far[: max(0, MOST_PEERS - len(fed))]:
+            lines = sum(fed.values())
+            for peer in far[: max(0, MOST_PEERS - (len(fed) - lines))]:
                 self._begin(peer, straight=False)
-            for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - len(fed))]:
+            for peer in [peer for peer in due if peer not in far][: max(0, _MOST_NEAR - lines)]:
                 for _ in range(_NEAR_LINES if self._ways.alone else 1):
                     self._begin(peer, straight=True, near=True, past=self._ways.past)
             for peer in able.values():
