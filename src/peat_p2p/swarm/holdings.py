@@ -22,17 +22,15 @@ from peat_p2p.swarm.torrents import Torrent
 
 log = logging.getLogger(__name__)
 _MOST_ASKED = 8  # in a larger crowd everybody would be busy with answering
-_PAUSE_S, _PAUSE_PER_CHUNK_S = 0.25, 50e-6
-_STALE_S, _LATELY_S = 3.0, 1.5
-_GRACE_S = 6.0  # documents tell of a neighbour before its port is open
+_PAUSE_S, _PAUSE_PER_CHUNK_S, _MOST_PAUSE_S = 0.25, 20e-6, 4.0
+_STALE_S, _LATELY_S = 3.0, 1.5  # and two pauses
 
 
 @dataclass(slots=True)
 class _Neighbour:
     peer: PeerCandidate
-    since: float
     task: asyncio.Task[None] | None = None
-    heard: float | None = None
+    heard: float = float("-inf")
     mute: bool = False
     held: Sequence[bool] = ()
     numbers: frozenset[int] = frozenset()
@@ -46,10 +44,11 @@ class Holdings:
         self._around = around
         self._tasks = tasks
         self._neighbours: dict[str, _Neighbour] = {}
+        self._pause = _PAUSE_S + _PAUSE_PER_CHUNK_S * len(torrent.parsed.chunks)
 
     def look(self, candidates: Iterable[PeerCandidate]) -> None:
         """These are known now: ask those at this site that fetch, too."""
-        site, now = self._around.site, self._around.clock.monotonic()
+        site = self._around.site
         near = {
             peer.endpoint_id: peer
             for peer in candidates
@@ -60,7 +59,7 @@ class Holdings:
         for name in self._neighbours.keys() - near.keys():
             self._end(self._neighbours.pop(name))
         for name, peer in near.items():
-            known = self._neighbours.setdefault(name, _Neighbour(peer, now))
+            known = self._neighbours.setdefault(name, _Neighbour(peer))
             known.peer = peer
             if known.task is None:
                 known.task = self._tasks.create_task(self._ask(known), name=f"what {peer.agent_id} holds")
@@ -71,11 +70,9 @@ class Holdings:
             self._end(neighbour)
 
     def mate(self, peer: PeerCandidate) -> bool:
-        """Whether a peer answers, or may be about to."""
+        """Whether a peer answers when it can be reached: documents tell of some that are gone, or not there yet."""
         known = self._neighbours.get(peer.endpoint_id)
-        if known is None or known.mute:
-            return False
-        return known.heard is not None or self._silence(known) < _GRACE_S
+        return known is not None and not known.mute
 
     def of(self, endpoint_id: str) -> frozenset[int]:
         """The numbers of the chunks that a peer had when it was heard of last."""
@@ -85,18 +82,18 @@ class Holdings:
     def answers(self, endpoint_id: str) -> bool:
         """Whether a peer has answered just now."""
         known = self._neighbours.get(endpoint_id)
-        return known is not None and known.heard is not None and self._silence(known) < _LATELY_S
+        return known is not None and self._silence(known) < _LATELY_S + 2 * self._pause
 
     def fresh(self) -> dict[str, Sequence[bool]]:
         """By endpoint id, what those have that answer."""
         return {
             name: known.held
             for name, known in self._neighbours.items()
-            if known.held and self._silence(known) < _STALE_S
+            if known.held and self._silence(known) < _STALE_S + 2 * self._pause
         }
 
     def _silence(self, neighbour: _Neighbour) -> float:
-        return self._around.clock.monotonic() - (neighbour.since if neighbour.heard is None else neighbour.heard)
+        return self._around.clock.monotonic() - neighbour.heard
 
     @staticmethod
     def _end(neighbour: _Neighbour) -> None:
@@ -105,7 +102,7 @@ class Holdings:
 
     async def _ask(self, neighbour: _Neighbour) -> None:
         around, parsed = self._around, self._torrent.parsed
-        pause = _PAUSE_S + _PAUSE_PER_CHUNK_S * len(parsed.chunks)
+        pause = self._pause
         while True:
             try:
                 held = await around.client.holdings(neighbour.peer, parsed.meta.infohash, len(parsed.chunks))
@@ -116,7 +113,9 @@ class Holdings:
                 return
             except PeatError as error:
                 log.debug("%s is not heard of: %s", neighbour.peer.agent_id, error)
+                pause = max(self._pause, min(_MOST_PAUSE_S, 2 * pause))
             else:
+                pause = self._pause
                 neighbour.heard = around.clock.monotonic()
                 if held != neighbour.held:
                     neighbour.held, neighbour.numbers = held, frozenset(compress(count(), held))

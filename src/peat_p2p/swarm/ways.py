@@ -36,6 +36,7 @@ class Ways:
         self._broken: dict[str, int] = {}  # lines in a row that brought nothing, of peers that answer otherwise
         self._no_tcp_until: dict[str, float] = {}
         self._asked_at: dict[str, float] = {}
+        self._finding: set[asyncio.Task[None]] = set()
 
     def look(self, candidates: Collection[PeerCandidate]) -> dict[str, Sequence[bool]]:
         """These are known now. Returns, by endpoint id, what those have that direct lines can bring from them."""
@@ -51,6 +52,8 @@ class Ways:
     def stop(self) -> None:
         """Find out nothing more."""
         self._holdings.stop()
+        for task in self._finding:
+            task.cancel()
 
     def of(self, peer: PeerCandidate) -> frozenset[int]:
         """The numbers of the chunks that a line can bring from a peer that fetches, too, as it said last."""
@@ -96,7 +99,9 @@ class Ways:
         now = self._around.clock.monotonic()
         if self._around.routes.far(peer) and now - self._asked_at.get(peer.endpoint_id, -_FIND_OUT_S) >= _FIND_OUT_S:
             self._asked_at[peer.endpoint_id] = now
-            self._tasks.create_task(self._settle(peer), name=f"how far {peer.agent_id} is")
+            task = self._tasks.create_task(self._settle(peer), name=f"how far {peer.agent_id} is")
+            self._finding.add(task)
+            task.add_done_callback(self._finding.discard)
 
     async def _settle(self, peer: PeerCandidate) -> None:
         with contextlib.suppress(PeatError):
