@@ -40,6 +40,7 @@ class Cell:
     profile: str
     bearer: str
     size: int
+    seed: int  # of what the link loses: each run has its own, the same for every bearer
 
 
 def _size(profile: str, seconds: float) -> int:
@@ -52,8 +53,8 @@ def _carry(cell: Cell, package: Path, digest: str, root: Path) -> dict[str, Any]
     down = PROFILES[cell.profile].down
     ideal = cell.size * 8 / down.rate / (1 - down.mean_loss)
     kind = BEARERS[cell.bearer]
-    target = root / f"{cell.profile}-{kind.replace(':', '-')}"
-    with Network(pair(cell.profile, near=("a",), far=("b",), congestion="cubic")) as net:
+    target = root / f"{cell.profile}-{kind.replace(':', '-')}-{cell.seed}"
+    with Network(pair(cell.profile, near=("a",), far=("b",), congestion="cubic", seed=cell.seed)) as net:
         words = [sys.executable, "-m", "bench.carry"]
         giver = net.start("a", [*words, "give", kind, net.address("a"), str(package)], cwd=ROOT)
         time.sleep(3.0)
@@ -81,7 +82,7 @@ def by_link(run: Run) -> None:
     links = run.options.profile or [link for link in LINKS if not (run.quick and link == "radio")]
     runs = run.options.runs
     run.parameter(seconds=seconds, runs=runs, links=list(links), congestion="cubic", bearers=BEARERS)
-    found: dict[Cell, list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-bearers-") as folder:
         root = Path(folder)
         packages = {}
@@ -93,12 +94,13 @@ def by_link(run: Run) -> None:
 
         def one(cell: Cell) -> None:
             outcome = _carry(cell, *packages[cell.profile], root)
-            found.setdefault(cell, []).append(outcome)
+            found.setdefault((cell.profile, cell.bearer), []).append(outcome)
             run.say(
                 f"{cell.profile:<10} {cell.bearer:<12} fill {outcome['fill']:.2f}  sent {outcome['sent_ratio']:.3f}"
             )
 
-        cells = [Cell(link, bearer, _size(link, seconds)) for link in links for bearer in BEARERS] * runs
+        seeds = [run.seed + n for n in range(runs)]
+        cells = [Cell(link, way, _size(link, seconds), seed) for seed in seeds for link in links for way in BEARERS]
         slow = [cell for cell in cells if PROFILES[cell.profile].down.rate <= SIDE_BY_SIDE_RATE]
         with ThreadPoolExecutor(2 * (os.cpu_count() or 1) + 2) as pool:
             list(pool.map(one, slow))
@@ -107,14 +109,14 @@ def by_link(run: Run) -> None:
                 one(cell)
     rows = [
         {
-            "profile": cell.profile,
-            "bearer": cell.bearer,
-            "bytes": cell.size,
+            "profile": link,
+            "bearer": bearer,
+            "bytes": _size(link, seconds),
             "fill": statistics.median(outcome["fill"] for outcome in outcomes),
             "sent_ratio": statistics.median(outcome["sent_ratio"] for outcome in outcomes),
             "runs": outcomes,
         }
-        for cell, outcomes in sorted(found.items(), key=lambda item: (links.index(item[0].profile), item[0].bearer))
+        for (link, bearer), outcomes in sorted(found.items(), key=lambda item: (links.index(item[0][0]), item[0][1]))
     ]
     run.record("rows", rows)
     for link in links:

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ MIB = 1 << 20
 HEADERS = 40
 # Nobody waits longer than this for a tool: what it had by then is its share, and the cell is marked.
 PATIENCE = 2.5
+SEEDS_APART = 1000
 SCRATCH = "peat-bench-links-"
 # Run once more alone after the company has gone: does running side by side change what is measured?
 ALONE = (("geo", OURS), ("geo", "aria2"), ("lte", "aria2"))
@@ -81,7 +82,7 @@ FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One cell of the table: a tool on a profile, to so many agents."""
+    """A tool on a profile, to so many agents. `seed`, of what the link loses, differs by run and not by tool."""
 
     profile: str
     tool: str
@@ -90,6 +91,7 @@ class Case:
     size: int
     deadline: float
     schedule: Outage | None = None
+    seed: int = 1
 
     @property
     def topology(self) -> Topology:
@@ -97,7 +99,7 @@ class Case:
         if self.schedule is not None:
             extra["outage"] = {"up": self.schedule.up, "down": self.schedule.down, "offset": self.schedule.offset}
         far = [f"agent{number}" for number in range(1, self.agents + 1)]
-        return pair(self.profile, near=("holder",), far=far, congestion=self.congestion, **extra)
+        return pair(self.profile, near=("holder",), far=far, congestion=self.congestion, seed=self.seed, **extra)
 
 
 @dataclass(slots=True)
@@ -116,6 +118,7 @@ class Outcome:
     ping_rise_ms: float | None = None
     ping_rise_p95_ms: float | None = None
     windows: int | None = None
+    seed: int = 0
     error: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -314,7 +317,8 @@ def _cases(run: Run, agents: int, tools: Iterable[str]) -> list[Case]:
         schedule = SCHEDULES.get(profile)
         limit = ideal + 2 * (schedule.up + schedule.down) if schedule else ideal * PATIENCE + 20
         cases += [
-            Case(profile, tool, agents, run.options.congestion, size, limit * agents**0.5, schedule) for tool in tools
+            Case(profile, tool, agents, run.options.congestion, size, limit * agents**0.5, schedule, run.seed)
+            for tool in tools
         ]
     return cases
 
@@ -347,7 +351,8 @@ def _table(run: Run, agents: int) -> None:
                 outcome = measure(case, path, digest, rivals)
             except Exception as error:
                 outcome = Outcome(None, 0.0, 0.0, 0.0, 0.0, 0.0, error=f"{type(error).__name__}: {error}")
-            found[case].append(outcome)
+            outcome.seed = case.seed
+            found[replace(case, seed=run.seed)].append(outcome)
             took = "cut off" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
             run.say(
                 f"{case.profile:<9} {case.tool:<12} {took:>9}  fill {outcome.fill:.2f}  share {outcome.share:.2f}  "
@@ -356,7 +361,8 @@ def _table(run: Run, agents: int) -> None:
                 + (f"  {outcome.error}" if outcome.error else "")
             )
 
-        every = [case for _ in range(runs) for case in sorted(cases, key=lambda case: -case.deadline)]
+        every = [replace(case, seed=run.seed + SEEDS_APART * n) for n in range(runs) for case in cases]
+        every.sort(key=lambda case: (case.seed, -case.deadline))
         groups = _groups(every, run.options.jobs, run.options.ours_at_once)
         total = sum(_expected_seconds(among, width) for width, among in groups)
         run.say(f"{len(every)} transfers, about {total / 60:.0f} minutes")

@@ -90,7 +90,7 @@ def _on(profile: str, seconds: float, count: int, run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=f"peat-bench-manners-{os.getpid()}-") as folder:
         package = Path(folder) / "package.bin"
         package.write_bytes(run.random.randbytes(size))
-        with Network(pair(profile, near=("holder",), far=("agent1",), congestion="cubic")) as net:
+        with Network(pair(profile, near=("holder",), far=("agent1",), congestion="cubic", seed=run.seed)) as net:
             place = Place(net, "holder", ("agent1",), package, Path(folder))
             tool = Peat(place)
             tool.prepare()

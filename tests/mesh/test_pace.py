@@ -87,7 +87,7 @@ def test_a_peer_is_asked_before_it_is_given_up(steps: list[tuple[float, str]]) -
         now = min(now + wait, pulse.deadline(greeted=True))
         sign = pulse.check(now, greeted=True)
         if sign is Sign.SILENT:
-            assert now - heard >= DEAD_AFTER and asked > heard
+            assert now - heard >= pulse.dead_after >= DEAD_AFTER and asked > heard
             return
         if sign is Sign.ASK:
             asked = now
@@ -104,3 +104,17 @@ def test_a_peer_is_asked_before_it_is_given_up(steps: list[tuple[float, str]]) -
     fresh = Pulse(0.0, dialled=False)
     assert fresh.check(HELLO_WITHIN - 0.1, greeted=False) is Sign.WELL
     assert fresh.check(HELLO_WITHIN, greeted=False) is Sign.NO_HELLO
+
+
+@pytest.mark.parametrize(("hello", "dead_after"), [(0.01, 13.0), (1.2, 13.0), (2.0, 30.0)])
+def test_on_a_thin_radio_a_peer_may_be_silent_for_longer(hello: float, dead_after: float) -> None:
+    pulse = Pulse(0.0, dialled=True)
+    pulse.heard(hello)
+    pulse.answered(0, hello)
+    assert pulse.dead_after == dead_after
+    pulse.asked(hello + dead_after - 0.1)
+    assert pulse.check(hello + dead_after - 0.05, greeted=True) is Sign.WELL
+    assert pulse.deadline(greeted=True) == hello + dead_after
+    assert pulse.check(hello + dead_after, greeted=True) is Sign.SILENT
+    pulse.answered(pulse.asked(100.0), 140.0)  # behind a queue: that is not how long the way is
+    assert pulse.dead_after == dead_after

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from peat_p2p.core.errors import InvalidInputError
-from peat_p2p.swarm.asks import ASK, FIRST_DEPTH, MOST_DEPTH, Ask, Asks, decode_ask, runs
+from peat_p2p.swarm.asks import ASK, FIRST_DEPTH, MOST_DEPTH, SLOW_DEPTH, Ask, Asks, decode_ask, runs
 
 
 @given(st.lists(st.integers(0, 300), unique=True))
@@ -69,6 +69,18 @@ def test_a_stream_is_asked_for_more_the_faster_and_farther_it_is() -> None:
         asks.got("a", 10**9, 10.0 + number)
     asks.next("a", 10.0)
     assert asks.owes("a") <= MOST_DEPTH + 50_000
+
+
+def test_a_slow_stream_owes_little_once_that_is_known() -> None:
+    asks = Asks([10_000] * 100)
+    asks.want(range(100))
+    asks.open("a")
+    first = asks.next("a", 1.0)
+    assert sum(10_000 for _ in first) >= FIRST_DEPTH
+    for number, piece in enumerate(first):
+        asks.got("a", 10_000, number * 5.0)  # 2 kB/s
+        asks.settled("a", piece)
+    assert SLOW_DEPTH <= len(asks.next("a", 1.0)) * 10_000 < SLOW_DEPTH + 10_000
 
 
 def test_what_a_stream_takes_to_begin_is_no_part_of_its_rate() -> None:

@@ -21,6 +21,7 @@ from peat_p2p.swarm import infopack
 from peat_p2p.swarm import metadata as module
 from peat_p2p.swarm.metadata import MetadataClient, Partial
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
+from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.torrent import parse_info, restored, shortened
 
 HASH = "ab" * 32
@@ -65,6 +66,46 @@ async def test_another_formation_and_no_certificate_are_not_answered(node, conte
         with pytest.raises(aiohttp.ClientError):
             async with session.get(f"https://{ann.candidate().metadata}/peat/v1/metadata/{HASH}", ssl=anonymous) as r:
                 await r.read()
+
+
+class _Leading(Routes):
+    """Every way leads through one local port."""
+
+    def __init__(self, port: HostPort) -> None:
+        super().__init__()
+        self._port = port
+
+    async def metadata(self, peer: PeerCandidate, *, straight: bool = False) -> HostPort:
+        return self._port
+
+
+async def test_through_a_bearer_tls_has_longer_to_be_agreed_on(node, content) -> None:
+    ann, bob = node("ann"), node("bob")
+    package = ann.publish(content(size=100_000))
+    await (await ann.start()).seed(package)
+    behind = ann.candidate().metadata
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.6)
+        there, back = await asyncio.open_connection(behind.host, behind.port)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+            sink.close()
+
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pump(reader, back))
+            both.create_task(pump(there, writer))
+
+    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    port = HostPort("127.0.0.1", server.sockets[0].getsockname()[1])
+    far, near = ann.candidate(metadata=HostPort("192.0.2.1", 9)), ann.candidate(metadata=port)
+    async with server, MetadataClient(bob.credentials, _Leading(port), connect_timeout=0.2) as client:
+        with pytest.raises(UnavailableError):
+            await client.info(near, package.manifest.infohash, Partial())
+        assert (await client.info(far, package.manifest.infohash, Partial())).meta.info == package.info
 
 
 async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch) -> None:

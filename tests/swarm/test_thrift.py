@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.swarm.peers import PeerCandidate, StaticPeers
-from peat_p2p.swarm.plan import ASK_PATIENCE_S, SHARE_PATIENCE, SHARE_PATIENCE_S, Giving, Pace, Plan, whom_to_ask
+from peat_p2p.swarm.plan import (
+    ASK_PATIENCE_S,
+    ASKING_PATIENCE_S,
+    SHARE_PATIENCE,
+    SHARE_PATIENCE_S,
+    Giving,
+    Pace,
+    Plan,
+    whom_to_ask,
+)
 from peat_p2p.swarm.routes import Routes
 from peat_p2p.swarm.thrift import GRACE_S, MIN_PATIENCE_S, Thrift, rendezvous
 
@@ -105,6 +114,19 @@ def test_patience_follows_the_link() -> None:
     for n in range(5):
         thrift.fetched_own(n * 10.0)
     assert thrift.patience > 60
+
+
+def test_where_the_first_chunk_takes_long_the_others_are_given_as_long_for_theirs() -> None:
+    thrift = Thrift("a", DIGESTS)
+    thrift.observe(0.0, ("a", "b"), {"b": 0})
+    mine = thrift.mine(0.0, ALL, set())
+    thrift.observe(10.0, ("a", "b"), {"b": 0})
+    thrift.fetched_own(10.0)
+    own = min(mine)
+    assert thrift.mine(12.0, ALL - {own}, set()) == mine - {own}
+    for second in range(11, 60):
+        thrift.fetched_own(float(second))
+    assert thrift.mine(60.0, ALL - {own}, set()) == ALL - {own}  # it alone has stood still for so long
 
 
 @given(st.sets(st.sampled_from("abcdefgh"), min_size=2), st.binary(min_size=32, max_size=32))
@@ -222,6 +244,10 @@ def test_one_of_a_site_asks_outside_for_metadata_and_the_next_when_that_takes_lo
         peers = [peer for peer in everyone if peer.endpoint_id != me] + [far]
         asking.append(far in whom_to_ask(peers, me, "s", "digest", 0.0))
         assert far in whom_to_ask(peers, me, "s", "digest", len(SITE) * ASK_PATIENCE_S)
+        others = frozenset(SITE) - {me}
+        waits = far not in whom_to_ask(peers, me, "s", "digest", ASKING_PATIENCE_S - 1.0, others)
+        assert waits == (not asking[-1])  # whoever is before it answers
+        assert far in whom_to_ask(peers, me, "s", "digest", len(SITE) * ASKING_PATIENCE_S, others)
     assert sum(asking) == 1
     assert far in whom_to_ask([far], "a", "s", "digest", 0.0)
     assert far in whom_to_ask([far, *everyone], "a", "", "digest", 0.0)
@@ -309,8 +335,11 @@ def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:
     share = thrift.mine(0.0, ALL, set())
     thrift.observe(60.0, ("a", "b"), {"b": 0})
     assert thrift.mine(60.0, ALL, set()) == share
-    thrift.fetched_own(61.0)  # the link carries again, and the other has not moved for a minute
-    assert thrift.mine(61.0, ALL, set()) == ALL
+    thrift.fetched_own(61.0)  # the link carries again: the other has its time, and no more
+    assert thrift.mine(61.0, ALL, set()) == share
+    for second in range(62, 90):
+        thrift.fetched_own(float(second))
+    assert thrift.mine(90.0, ALL, set()) == ALL
 
 
 @pytest.mark.parametrize(

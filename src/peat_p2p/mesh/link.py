@@ -3,7 +3,7 @@
 Owns the conversation: hello, batches, acknowledgements, summaries, pings, goodbye. Events come in as method calls with
 the time, effects go out as frozen dataclasses. Keeps these rules: nothing is sent to a peer that has it; a cursor moves
 only over what is durable at the receiver; anything malformed ends the link and changes nothing; a peer that is silent
-for `DEAD_AFTER` seconds is given up. After an Apply effect the caller must report `applied` before the next `received`.
+for too long (`pulse`) is given up. After an Apply effect the caller must report `applied` before the next `received`.
 Must not know about sockets, certificates or the replica's inside.
 """
 

@@ -16,6 +16,7 @@ from itertools import accumulate
 from peat_p2p.core.errors import InvalidInputError, UnavailableError
 
 FIRST_DEPTH = 256 << 10
+SLOW_DEPTH, _SLOW_AHEAD_S = 64 << 10, 20.0  # of a stream that has shown so little: others may have to ask for it
 SHORT_PATH_S, SHORT_DEPTH = 0.2, 1 << 20  # no satellite is in between: what is asked for must not hold up the start
 MOST_DEPTH = 32 << 20
 MOST_RUN = 0xFFFF
@@ -135,7 +136,10 @@ class Asks:
         owing = self._streams.get(stream)
         if owing is None:
             return []
-        least = SHORT_DEPTH if round_trip < SHORT_PATH_S and not owing.rate else FIRST_DEPTH
+        if owing.rate:
+            least = min(FIRST_DEPTH, max(SLOW_DEPTH, owing.rate * _SLOW_AHEAD_S))
+        else:
+            least = SHORT_DEPTH if round_trip < SHORT_PATH_S else FIRST_DEPTH
         depth = min(MOST_DEPTH, max(least, owing.rate * (_AHEAD_ROUND_TRIPS * round_trip + _AHEAD_S)))
         # Not one by one: a few long runs are fewer bytes on the way up.
         if owing.bytes > depth * 0.75:

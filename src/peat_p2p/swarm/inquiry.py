@@ -26,7 +26,7 @@ from peat_p2p.swarm.surroundings import Surroundings
 from peat_p2p.swarm.torrent import ParsedInfo, parse_info
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.5
+_LOOK_S, _LATELY_S = 0.5, 5.0
 
 
 class Asker(Protocol):
@@ -62,6 +62,7 @@ class Inquiry:
         self._revival = revival
         self._opening: Opening | None = None
         self._taken = False
+        self._answered: dict[str, float] = {}  # by endpoint id: when it said last that it has no index
 
     def take_opening(self) -> Opening | None:
         """The stream of chunks that the index came by, if it did and nobody has taken it yet."""
@@ -104,7 +105,9 @@ class Inquiry:
             candidates = asker.candidates()
             now = around.clock.monotonic()
             silent = self._revival.look(candidates, now)
-            asked = whom_to_ask(candidates, around.endpoint_id, around.site, asker.manifest_digest, now - begun)
+            asked = whom_to_ask(
+                candidates, around.endpoint_id, around.site, asker.manifest_digest, now - begun, self._answering(now)
+            )
             for peer in around.book.due(asked, now):
                 parsed = await self._ask(peer, partial)
                 if parsed is not None:
@@ -114,6 +117,9 @@ class Inquiry:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S if silent or len(asked) < len(candidates) else wait):
                     await self._source.wait_change()
+
+    def _answering(self, now: float) -> set[str]:
+        return {name for name, when in self._answered.items() if now - when < _LATELY_S}
 
     async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
         around, manifest = self._around, self._asker.manifest
@@ -132,6 +138,7 @@ class Inquiry:
         except NotHeldError as error:
             # One that fetches, too, may have it in a moment.
             patience = _LOOK_S if not peer.complete else None
+            self._answered[peer.endpoint_id] = around.clock.monotonic()
             around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error), patience)
         except UnavailableError as error:
             around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))

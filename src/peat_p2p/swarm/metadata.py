@@ -223,12 +223,15 @@ class MetadataClient:
         *,
         idle_timeout: float = 30.0,
         connect_timeout: float = 5.0,
+        bearer_connect_timeout: float = 15.0,
     ) -> None:
         self._routes = routes or Routes()
         self._credentials = credentials
         self._context = credentials.client_context()
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=idle_timeout)
         self._connect_timeout, self._idle_timeout = connect_timeout, idle_timeout
+        # Through a bearer, which itself breaks a connection that nobody answers. The rest is TLS, over what may be a
+        # slow and lossy link.
+        self._bearer_connect_timeout = bearer_connect_timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MetadataClient:
@@ -237,7 +240,7 @@ class MetadataClient:
 
     def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=self._context, limit=64, keepalive_timeout=_KEEP_ALIVE_S)
-        return aiohttp.ClientSession(connector=connector, timeout=self._timeout, read_bufsize=_READ_BUFFER)
+        return aiohttp.ClientSession(connector=connector, read_bufsize=_READ_BUFFER)
 
     async def renew(self) -> None:
         """End all connections; what is asked now fails, what is asked from now on is asked by new ones."""
@@ -331,11 +334,8 @@ class MetadataClient:
         With `ahead` the index comes first, then, whatever the first ask is, so many bytes of the first chunks.
         """
         idle = None if ahead is None else self._idle_timeout
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=None)
         headers = {} if ahead is None else {AHEAD_HEADER: str(ahead)}
-        asking = self._ask(
-            "POST", peer, f"/peat/v1/chunks/{infohash}", headers, asks, timeout=timeout, straight=straight
-        )
+        asking = self._ask("POST", peer, f"/peat/v1/chunks/{infohash}", headers, asks, endless=True, straight=straight)
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(idle):
@@ -371,14 +371,20 @@ class MetadataClient:
         headers: dict[str, str],
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
-        timeout: aiohttp.ClientTimeout | None = None,
+        endless: bool = False,
         straight: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "MetadataClient is used as a context"
         address = await self._routes.metadata(peer, straight=straight)
+        by_bearer = address.is_loopback and peer.metadata is not None and not peer.metadata.is_loopback
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=self._bearer_connect_timeout if by_bearer else self._connect_timeout,
+            sock_read=None if endless else self._idle_timeout,
+        )
         try:
             async with self._session.request(
-                method, f"https://{address}{path}", headers=headers, data=body, timeout=timeout or self._timeout
+                method, f"https://{address}{path}", headers=headers, data=body, timeout=timeout
             ) as response:
                 if response.status == 404:
                     raise NotHeldError(f"{peer.agent_id} does not hold it")

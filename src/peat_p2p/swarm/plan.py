@@ -17,7 +17,7 @@ from itertools import compress, count
 from peat_p2p.swarm.peers import PeerCandidate
 from peat_p2p.swarm.thrift import Thrift, rendezvous
 
-ASK_PATIENCE_S = 8.0
+ASK_PATIENCE_S, ASKING_PATIENCE_S = 8.0, 30.0  # with one of whom nothing is seen, and with one that answers
 SHARE_PATIENCE_S, SHARE_PATIENCE = 3.0, 0.15  # at least, and of the time so far
 _GIVING_SPAN_S, _FLAGGING = 8.0, 0.7
 _LEAST_AHEAD, _AHEAD_S, _HELPED_AT_ONCE = 32, 4.0, 32
@@ -82,14 +82,24 @@ class Decision:
 
 
 def whom_to_ask(
-    candidates: Sequence[PeerCandidate], me: str, site: str, digest: str, elapsed: float
+    candidates: Sequence[PeerCandidate],
+    me: str,
+    site: str,
+    digest: str,
+    elapsed: float,
+    answering: Collection[str] = (),
 ) -> list[PeerCandidate]:
-    """Whom to ask for metadata: of the agents of a site that fetch, one asks outside, the next if that takes long."""
+    """Whom to ask for metadata: of the agents of a site that fetch, one asks outside, the next if that takes long.
+
+    Those in `answering` (endpoint ids) answered lately that they do not have it yet: on a slow link that is no wonder.
+    """
     able = [peer for peer in candidates if peer.metadata is not None and not peer.kin]
     near = [peer for peer in able if site and peer.site == site and peer.endpoint_id != me]
     fetching = [peer.endpoint_id for peer in near if not peer.complete]
-    rank = rendezvous(digest.encode(), [me, *fetching]).index(me)
-    return near if near and elapsed < rank * ASK_PATIENCE_S else able
+    order = rendezvous(digest.encode(), [me, *fetching])
+    before = order[: order.index(me)]
+    patience = sum(ASKING_PATIENCE_S if one in answering else ASK_PATIENCE_S for one in before)
+    return near if near and elapsed < patience else able
 
 
 class Plan:

@@ -19,6 +19,7 @@ from hashlib import blake2b
 GRACE_S = 6.0
 MIN_PATIENCE_S = 5.0
 _PATIENCE_CHUNKS = 4.0
+_MOST_FIRST_S = 30.0  # the holder may not have been in reach before
 _REMEMBERED = 4
 _MOST_RANKED = 32  # members that are weighed for every chunk; more of them stand on a ring
 _POINTS = 32  # of each member on a ring: shares differ by about a fifth
@@ -79,10 +80,14 @@ class Thrift:
         return any(now - self._awaited[name] < GRACE_S for name in complete if name not in connected)
 
     def fetched_own(self, now: float) -> None:
-        """A chunk came in from outside: tells how long chunks take on this link."""
+        """A chunk came in from outside: tells how long chunks take on this link.
+
+        The first, too: where it took long the others may not have had any, either, and do not stand still.
+        """
         if self._last_own is not None:
-            gap = now - self._last_own
-            self._chunk_time = gap if not self._chunk_time else 0.7 * self._chunk_time + 0.3 * gap
+            self._chunk_time = 0.7 * self._chunk_time + 0.3 * (now - self._last_own)
+        elif self._first_look is not None:
+            self._chunk_time = min(now - self._first_look, _MOST_FIRST_S)
         self._last_own = now
 
     @property

@@ -33,8 +33,8 @@ _SILENCE_S, _LONGEST_SILENCE_S = 1.0, 3.0  # between asking: while an outage is 
 # On a short path, which has bytes to spare, a young outage is asked about more often: once in so many round trips.
 _SILENT_ROUNDS, _SHORTEST_SILENCE_S = 25, 0.25
 _YOUNG_S = 120.0
-_SLOW_RATE = 12_500.0  # bytes per second below which packets are small, so that one does not hold up the link
-_SMALL_DATAGRAM = 700
+# On a slow link packets are smaller, so that one does not hold it up for longer; headers are then a larger part of it.
+_HOLD_UP_S, _SMALLEST_DATAGRAM, _FIRST_DATAGRAM = 0.4, 500, 700
 _UNPROVEN_PACKETS = 3
 _CATCH_UP_S = 0.005
 _TERMS_EVERY = 16  # packets
@@ -413,8 +413,8 @@ class Association:
 
     def _data_datagram(self, now: float) -> bytes:
         room = frames.MAX_DATAGRAM
-        if self.pacer.bandwidth < _SLOW_RATE:
-            room = _SMALL_DATAGRAM
+        bandwidth = self.pacer.bandwidth
+        room = min(room, max(_SMALLEST_DATAGRAM, int(bandwidth * _HOLD_UP_S)) if bandwidth else _FIRST_DATAGRAM)
         room -= frames.HEADER_BYTES
         out = self._terms()
         room -= sum(map(len, out))
