@@ -112,7 +112,11 @@ class Inquiry:
                 parsed = await self._ask(peer, partial)
                 if parsed is not None:
                     return parsed
-            asker.report(TransferState.WAITING, around.book.why_nobody(candidates, around.clock.monotonic()))
+            if any(_could_give(peer) for peer in candidates if peer not in asked):
+                # Said once for all of that time, though neighbours are asked again and again: it crosses the mesh.
+                asker.report(TransferState.WAITING, "a neighbour is getting the package's index")
+            else:
+                asker.report(TransferState.WAITING, around.book.why_nobody(candidates, around.clock.monotonic()))
             wait = around.book.next_due(asked, around.clock.monotonic())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S if silent or len(asked) < len(candidates) else wait):
@@ -123,7 +127,8 @@ class Inquiry:
 
     async def _ask(self, peer: PeerCandidate, partial: Partial) -> ParsedInfo | None:
         around, manifest = self._around, self._asker.manifest
-        self._asker.report(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
+        if peer.complete:
+            self._asker.report(TransferState.METADATA, f"asking {peer.agent_id} for the package's index")
         opening = None
         try:
             parsed = None
@@ -166,3 +171,7 @@ class Inquiry:
             and not (around.site and self._source.shared(around.site, around.endpoint_id))
             and not around.store.find(self._asker.manifest.name)
         )
+
+
+def _could_give(peer: PeerCandidate) -> bool:
+    return peer.complete and not peer.kin and peer.metadata is not None
