@@ -9,12 +9,16 @@ import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 KERNEL = "linux.uml"
 MODULES = Path("/usr/lib/uml/modules")
+_ROOT = ("rootfstype=hostfs", "rootflags=/", "ro", "quiet")
+_BOOT_SECONDS = 60
+_REGISTERS = b"ptrace set fp regs failed"
 _LOADED = ("sch_netem", "sch_tbf", "sch_ingress", "act_mirred", "cls_matchall", "veth", "bridge", "tun", "tcp_bbr")
 
 
@@ -25,6 +29,17 @@ def why_not() -> str | None:
             return f"{program} is missing: make test-deps"
     if not MODULES.is_dir():
         return f"{MODULES} is missing: make test-deps"
+    with tempfile.TemporaryDirectory(prefix="peat-other-kernel-") as folder:
+        began = subprocess.run(
+            [KERNEL, "mem=64M", *_ROOT, "init=/bin/true", "con=null", "con0=fd:0,fd:1", f"uml_dir={folder}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_BOOT_SECONDS,
+            check=False,
+            env={**os.environ, "TMPDIR": folder},
+        )
+    if _REGISTERS in began.stdout + began.stderr:
+        return "the processor has more registers (AVX-512) than this kernel can give back to a process"
     return None
 
 
@@ -60,7 +75,7 @@ def run(
     init = folder / "init"
     init.write_text("\n".join(["#!/bin/sh", *lines, textwrap.dedent(script)]))
     init.chmod(0o755)
-    arguments = ["mem=1G", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "quiet", "con=null"]
+    arguments = ["mem=1G", *_ROOT, f"init={init}", "con=null"]
     # Its memory is a file in here. Before all others, where that is allowed: the network tests measure time.
     kernel = subprocess.Popen(
         ["nice", "-n", "-20", KERNEL, *arguments, "con0=fd:0,fd:1", f"uml_dir={folder}"],

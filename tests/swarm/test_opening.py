@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peat_p2p.core.errors import UnavailableError
-from peat_p2p.swarm import chunkserver, opening
+from peat_p2p.swarm import chunkserver, feeds, opening
 from peat_p2p.swarm.asks import Asks, opening_ask
 from peat_p2p.swarm.chunkserver import bytes_told
 from peat_p2p.swarm.infopack import etag_of, pack_info
@@ -27,10 +27,11 @@ from peat_p2p.swarm.torrent import ParsedInfo
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Everybody is far; how often which kind of request was made."""
+    """Everybody is far, and no link so fast that TCP would take over; how often which kind of request was made."""
     counted: Counter[str] = Counter()
     monkeypatch.setattr(Routes, "far", lambda *_: True)
     monkeypatch.setattr(Routes, "perhaps_far", lambda *_: True)
+    monkeypatch.setattr(feeds, "FAST", float("inf"))
     for name in ("info", "index", "chunks"):
         real = getattr(MetadataClient, name)
         monkeypatch.setattr(

@@ -135,7 +135,7 @@ class FleetView:
         arch: str | None = None,
         manifest: str | None = None,
     ) -> list[Holder]:
-        """Who has the package: complete ones first, then by how much, alive before lost, then by id."""
+        """Who has the package: complete ones first, then by how much, alive before lost, then by agent and version."""
         found = [
             Holder(holding, self.agent(holding.agent_id, now))
             for holding in self._holdings.get(package, {}).values()
@@ -143,7 +143,14 @@ class FleetView:
             and arch in (None, holding.arch)
             and manifest in (None, holding.manifest)
         ]
-        return sorted(found, key=lambda h: (-h.holding.completeness, not h.reachable, h.agent_id))
+        return sorted(
+            found,
+            key=lambda h: (
+                -h.holding.completeness,
+                not h.reachable,
+                *(h.agent_id, h.holding.version, h.holding.arch, h.holding.reference, h.holding.manifest),
+            ),
+        )
 
     def packages(self) -> list[str]:
         """The names of all packages that are held or announced."""
