@@ -99,8 +99,12 @@ def by_link(run: Run) -> None:
                 f"{cell.profile:<10} {cell.bearer:<12} fill {outcome['fill']:.2f}  sent {outcome['sent_ratio']:.3f}"
             )
 
-        seeds = [run.seed + n for n in range(runs)]
-        cells = [Cell(link, way, _size(link, seconds), seed) for seed in seeds for link in links for way in BEARERS]
+        cells = [
+            Cell(link, bearer, _size(link, seconds), seed)
+            for seed in run.seeds(runs)
+            for link in links
+            for bearer in BEARERS
+        ]
         slow = [cell for cell in cells if PROFILES[cell.profile].down.rate <= SIDE_BY_SIDE_RATE]
         with ThreadPoolExecutor(2 * (os.cpu_count() or 1) + 2) as pool:
             list(pool.map(one, slow))

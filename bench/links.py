@@ -61,7 +61,6 @@ MIB = 1 << 20
 HEADERS = 40
 # Nobody waits longer than this for a tool: what it had by then is its share, and the cell is marked.
 PATIENCE = 2.5
-SEEDS_APART = 1000
 SCRATCH = "peat-bench-links-"
 # Run once more alone after the company has gone: does running side by side change what is measured?
 ALONE = (("geo", OURS), ("geo", "aria2"), ("lte", "aria2"))
@@ -90,8 +89,8 @@ class Case:
     congestion: str
     size: int
     deadline: float
-    schedule: Outage | None = None
-    seed: int = 1
+    schedule: Outage | None
+    seed: int
 
     @property
     def topology(self) -> Topology:
@@ -361,8 +360,8 @@ def _table(run: Run, agents: int) -> None:
                 + (f"  {outcome.error}" if outcome.error else "")
             )
 
-        every = [replace(case, seed=run.seed + SEEDS_APART * n) for n in range(runs) for case in cases]
-        every.sort(key=lambda case: (case.seed, -case.deadline))
+        longest_first = sorted(cases, key=lambda case: -case.deadline)
+        every = [replace(case, seed=seed) for seed in run.seeds(runs) for case in longest_first]
         groups = _groups(every, run.options.jobs, run.options.ours_at_once)
         total = sum(_expected_seconds(among, width) for width, among in groups)
         run.say(f"{len(every)} transfers, about {total / 60:.0f} minutes")

@@ -55,6 +55,9 @@ LIBRARIES = (
 )
 
 
+_SEEDS_APART = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """A figure that was promised: `value` against `limit`, in the direction of `relation`."""
@@ -122,6 +125,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.random = random.Random(f"{self.seed}:{self.bench}:{self.scenario}")
+
+    def seeds(self, runs: int) -> list[int]:
+        """One for each of so many runs, beginning with the scenario's; other `--seed`s have others."""
+        return [self.seed + _SEEDS_APART * number for number in range(runs)]
 
     def parameter(self, **values: Any) -> None:
         """Write down what the scenario was run with."""

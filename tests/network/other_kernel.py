@@ -16,7 +16,6 @@ from pathlib import Path
 
 KERNEL = "linux.uml"
 MODULES = Path("/usr/lib/uml/modules")
-_ROOT = ("rootfstype=hostfs", "rootflags=/", "ro", "quiet")
 _BOOT_SECONDS = 60
 _REGISTERS = b"ptrace set fp regs failed"
 _LOADED = ("sch_netem", "sch_tbf", "sch_ingress", "act_mirred", "cls_matchall", "veth", "bridge", "tun", "tcp_bbr")
@@ -30,16 +29,8 @@ def why_not() -> str | None:
     if not MODULES.is_dir():
         return f"{MODULES} is missing: make test-deps"
     with tempfile.TemporaryDirectory(prefix="peat-other-kernel-") as folder:
-        began = subprocess.run(
-            [KERNEL, "mem=64M", *_ROOT, "init=/bin/true", "con=null", "con0=fd:0,fd:1", f"uml_dir={folder}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_BOOT_SECONDS,
-            check=False,
-            env={**os.environ, "TMPDIR": folder},
-        )
-    if _REGISTERS in began.stdout + began.stderr:
-        return "the processor has more registers (AVX-512) than this kernel can give back to a process"
+        if _REGISTERS in _boot("/bin/true", Path(folder), "64M", _BOOT_SECONDS):
+            return f"it cannot run a process on this processor, whose registers it does not know: {_REGISTERS.decode()}"
     return None
 
 
@@ -75,8 +66,18 @@ def run(
     init = folder / "init"
     init.write_text("\n".join(["#!/bin/sh", *lines, textwrap.dedent(script)]))
     init.chmod(0o755)
-    arguments = ["mem=1G", *_ROOT, f"init={init}", "con=null"]
-    # Its memory is a file in here. Before all others, where that is allowed: the network tests measure time.
+    console = _boot(init, folder, "1G", seconds)
+    log = (out / "log").read_text() if (out / "log").exists() else ""
+    assert (out / "code").exists(), f"{log}\n{console.decode(errors='replace')[-4000:]}"
+    return int((out / "code").read_text()), log
+
+
+def _boot(init: str | Path, folder: Path, memory: str, seconds: float) -> bytes:
+    """Start the kernel with `init` as its first process: what it said until it ended. Raises TimeoutExpired.
+
+    Its memory is a file in `folder`. It runs before all others, where that is allowed: the network tests measure time.
+    """
+    arguments = [f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "quiet", "con=null"]
     kernel = subprocess.Popen(
         ["nice", "-n", "-20", KERNEL, *arguments, "con0=fd:0,fd:1", f"uml_dir={folder}"],
         stdin=subprocess.DEVNULL,
@@ -91,6 +92,4 @@ def run(
         # Every process in there is one out here, of the same group.
         subprocess.run(["kill", "-KILL", "--", f"-{kernel.pid}"], check=False, capture_output=True)
         kernel.wait()
-    log = (out / "log").read_text() if (out / "log").exists() else ""
-    assert (out / "code").exists(), f"{log}\n{console.decode(errors='replace')[-4000:]}"
-    return int((out / "code").read_text()), log
+    return console

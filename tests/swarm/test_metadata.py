@@ -69,11 +69,15 @@ async def test_another_formation_and_no_certificate_are_not_answered(node, conte
 
 
 class _Leading(Routes):
-    """Every way leads through one local port."""
+    """Every way leads to one local port."""
 
-    def __init__(self, port: HostPort) -> None:
+    def __init__(self, port: HostPort, *, by_bearer: bool) -> None:
         super().__init__()
         self._port = port
+        self._by_bearer = by_bearer
+
+    def by_bearer(self, address: HostPort) -> bool:
+        return self._by_bearer and address == self._port
 
     async def metadata(self, peer: PeerCandidate, *, straight: bool = False) -> HostPort:
         return self._port
@@ -101,11 +105,14 @@ async def test_through_a_bearer_tls_has_longer_to_be_agreed_on(node, content) ->
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     port = HostPort("127.0.0.1", server.sockets[0].getsockname()[1])
-    far, near = ann.candidate(metadata=HostPort("192.0.2.1", 9)), ann.candidate(metadata=port)
-    async with server, MetadataClient(bob.credentials, _Leading(port), connect_timeout=0.2) as client:
+    straight, led = (
+        MetadataClient(bob.credentials, _Leading(port, by_bearer=by_bearer), connect_timeout=0.2)
+        for by_bearer in (False, True)
+    )
+    async with server, straight, led:
         with pytest.raises(UnavailableError):
-            await client.info(near, package.manifest.infohash, Partial())
-        assert (await client.info(far, package.manifest.infohash, Partial())).meta.info == package.info
+            await straight.info(ann.candidate(), package.manifest.infohash, Partial())
+        assert (await led.info(ann.candidate(), package.manifest.infohash, Partial())).meta.info == package.info
 
 
 async def test_a_broken_answer_is_continued_elsewhere(node, content, monkeypatch) -> None:

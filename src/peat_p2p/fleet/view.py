@@ -123,7 +123,7 @@ class FleetView:
 
     def holdings(self, agent_id: str | None = None) -> list[Holding]:
         """What agents, or one agent, have."""
-        found = [h for by_id in self._holdings.values() for h in by_id.values() if agent_id in (None, h.agent_id)]
+        found = [h for name in self._holdings for h in self._in_order(name) if agent_id in (None, h.agent_id)]
         return sorted(found, key=lambda h: (h.agent_id, h.package, version_key(h.version), h.arch))
 
     def holders(
@@ -135,22 +135,19 @@ class FleetView:
         arch: str | None = None,
         manifest: str | None = None,
     ) -> list[Holder]:
-        """Who has the package: complete ones first, then by how much, alive before lost, then by agent and version."""
+        """Who has the package: complete ones first, then by how much, alive before lost, then by id."""
         found = [
             Holder(holding, self.agent(holding.agent_id, now))
-            for holding in self._holdings.get(package, {}).values()
+            for holding in self._in_order(package)
             if version in (None, holding.version)
             and arch in (None, holding.arch)
             and manifest in (None, holding.manifest)
         ]
-        return sorted(
-            found,
-            key=lambda h: (
-                -h.holding.completeness,
-                not h.reachable,
-                *(h.agent_id, h.holding.version, h.holding.arch, h.holding.reference, h.holding.manifest),
-            ),
-        )
+        return sorted(found, key=lambda h: (-h.holding.completeness, not h.reachable, h.agent_id))
+
+    def _in_order(self, package: str) -> list[Holding]:
+        """By document, whichever came first: what is sorted further by less than that comes out the same everywhere."""
+        return [holding for _, holding in sorted(self._holdings.get(package, {}).items())]
 
     def packages(self) -> list[str]:
         """The names of all packages that are held or announced."""

@@ -481,9 +481,10 @@ class LinkCore:
         sign = self._pulse.check(now, greeted=self._resumed)
         if sign is Sign.ASK:
             self._send(Ping(self._pulse.asked(now), self._heads()))
-        elif sign is not Sign.WELL:
-            reason = Reason.PROTOCOL if sign is Sign.NO_HELLO else Reason.UNSPECIFIED
-            self._end(reason, sign.value, fault=True)
+        elif sign is Sign.NO_HELLO:
+            self._end(Reason.PROTOCOL, sign.value, fault=True)
+        elif sign is Sign.SILENT:
+            self._end(Reason.UNSPECIFIED, f"{sign.value} for {self._pulse.dead_after:.0f} s", fault=True)
 
     def _send(self, frame: Frame) -> None:
         data = encode_frame(frame)

@@ -24,7 +24,7 @@ class Sign(Enum):
     WELL = "well"
     ASK = "ask"
     NO_HELLO = f"no hello within {HELLO_WITHIN:.0f} s"
-    SILENT = "silent for too long"
+    SILENT = "silent"
 
 
 class Pulse:
@@ -60,7 +60,7 @@ class Pulse:
     @property
     def dead_after(self) -> float:
         """Seconds of silence after which the other side is given up."""
-        return max(DEAD_AFTER, _SLOW_TRIPS * self._shortest) if self._shortest >= _SLOW_TRIP_S else DEAD_AFTER
+        return _SLOW_TRIPS * self._shortest if self._shortest >= _SLOW_TRIP_S else DEAD_AFTER
 
     def deadline(self, *, greeted: bool) -> float:
         """When `check` will next have something to say."""

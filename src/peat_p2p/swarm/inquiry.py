@@ -143,8 +143,8 @@ class Inquiry:
         except NotHeldError as error:
             # One that fetches, too, may have it in a moment.
             patience = _LOOK_S if not peer.complete else None
-            self._answered[peer.endpoint_id] = around.clock.monotonic()
-            around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error), patience)
+            now = self._answered[peer.endpoint_id] = around.clock.monotonic()
+            around.book.failed(peer.endpoint_id, now, str(error), patience)
         except UnavailableError as error:
             around.book.failed(peer.endpoint_id, around.clock.monotonic(), str(error))
         except PeatError as error:

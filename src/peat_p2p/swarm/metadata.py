@@ -376,12 +376,9 @@ class MetadataClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "MetadataClient is used as a context"
         address = await self._routes.metadata(peer, straight=straight)
-        by_bearer = address.is_loopback and peer.metadata is not None and not peer.metadata.is_loopback
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self._bearer_connect_timeout if by_bearer else self._connect_timeout,
-            sock_read=None if endless else self._idle_timeout,
-        )
+        patience = self._bearer_connect_timeout if self._routes.by_bearer(address) else self._connect_timeout
+        idle = None if endless else self._idle_timeout
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=patience, sock_read=idle)
         try:
             async with self._session.request(
                 method, f"https://{address}{path}", headers=headers, data=body, timeout=timeout

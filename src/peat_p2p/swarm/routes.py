@@ -40,6 +40,10 @@ class Routes:
             return direct
         return await self._paths.to(direct, bearer=direct, service=Service.METADATA)
 
+    def by_bearer(self, address: HostPort) -> bool:
+        """Whether an address that was given here leads through a bearer."""
+        return self._paths is not None and self._paths.behind(address) != address
+
     def far(self, peer: PeerCandidate) -> bool:
         """Whether a peer is reached by a bearer."""
         if self._paths is None or peer.metadata is None or self._near(peer):

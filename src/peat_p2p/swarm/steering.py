@@ -82,7 +82,8 @@ class Steering:
         for priority, now_at, was_at in zip(_PRIORITIES, _classes(decision), _classes(before), strict=True):
             self._torrent.want((now_at - was_at) & free, priority)
         self._torrent.want((before.wanted - decision.wanted) & free, _UNWANTED)
-        far = [around.routes.round_trip(peer) for peer in candidates if _by_bearer(peer, reading)]
+        led = {peer.peer for peer in reading.peers if peer.outgoing and around.routes.by_bearer(peer.address)}
+        far = [around.routes.round_trip(peer) for peer in candidates if peer_fingerprint(peer.endpoint_id) in led]
         around.torrents.round_trip(self._torrent, max(far, default=0.0))
         near = [peer for peer in candidates if self._plan.near(peer)]
         if (decision.inside, decision.reason) != (before.inside, before.reason):
@@ -111,14 +112,6 @@ class Steering:
         book = self._around.book
         good = [peer for peer in outside if peer.complete and not book.health(peer.endpoint_id).failures]
         return good[:_COMPLETE_OUTSIDE] or outside
-
-
-def _by_bearer(candidate: PeerCandidate, reading: Reading) -> bool:
-    """Whether a candidate of another machine is connected by a port of this one."""
-    name = peer_fingerprint(candidate.endpoint_id)
-    return not candidate.swarm.is_loopback and any(
-        peer.peer == name and peer.outgoing and peer.address.is_loopback for peer in reading.peers
-    )
 
 
 def _hosts(near: Sequence[PeerCandidate]) -> set[str]:

@@ -412,9 +412,8 @@ class Association:
         return max(delay, min(apart, pacer.min_rtt / 2, _MOST_ACK_S))
 
     def _data_datagram(self, now: float) -> bytes:
-        room = frames.MAX_DATAGRAM
-        bandwidth = self.pacer.bandwidth
-        room = min(room, max(_SMALLEST_DATAGRAM, int(bandwidth * _HOLD_UP_S)) if bandwidth else _FIRST_DATAGRAM)
+        fits = int(self.pacer.bandwidth * _HOLD_UP_S)
+        room = min(frames.MAX_DATAGRAM, max(_SMALLEST_DATAGRAM, fits) if fits else _FIRST_DATAGRAM)
         room -= frames.HEADER_BYTES
         out = self._terms()
         room -= sum(map(len, out))
