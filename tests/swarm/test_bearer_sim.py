@@ -110,9 +110,9 @@ def test_no_link_is_so_odd_that_a_transfer_stands_still(
     ("name", "round_trips"), [("lte", 1.0), ("geo", 2.8), ("lossy-geo", 2.8), ("manet", 5.0), ("radio", 3.5)]
 )
 def test_what_trickles_first_does_not_slow_the_start(name: str, round_trips: float) -> None:
-    """Of five links the median: where every tenth packet is lost, now and then the last one is lost three times."""
+    """Of many links the median: where every tenth packet is lost, now and then the last one is lost three times."""
     shape = PROFILES[name].down
-    took = statistics.median(_after_a_trickle(name, seed) for seed in "12345")
+    took = statistics.median(_after_a_trickle(name, str(seed)) for seed in range(15))
     assert took < 5 * 1.1 + round_trips * 2 * shape.delay
 
 
@@ -170,7 +170,9 @@ def test_an_outage_costs_its_own_time_and_little_else() -> None:
     size = 3_600_000  # 15 s of the link: two windows
     seconds = transfer(link, size, 400.0)
     assert seconds < 12 + 60 + 11
-    assert link.pipes["a"].counters.delivered_bytes < size * 1.08
+    delivered = link.pipes["a"].counters
+    assert delivered.delivered_bytes - 40 * delivered.delivered_packets < size * 1.01  # what arrived is not sent again
+    assert link.ends["a"].reading().loss < 0.03  # what the outage took is not what the link loses
 
 
 @pytest.mark.parametrize(("delay", "patience"), [(0.0005, 0.3), (0.05, 1.3), (0.3, 2.0)])

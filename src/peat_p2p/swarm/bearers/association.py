@@ -29,6 +29,7 @@ IDLE_S = 900.0
 MAX_STREAMS = 256
 _REORDERING = 3
 _MOST_REORDERING = 300
+_DOUBTS = 2  # silences that may be losses; more are an outage
 _SILENCE_S, _LONGEST_SILENCE_S = 1.0, 3.0  # between asking: while an outage is young, and later
 # On a short path, which has bytes to spare, a young outage is asked about more often: once in so many round trips.
 _SILENT_ROUNDS, _SHORTEST_SILENCE_S = 25, 0.25
@@ -100,13 +101,14 @@ class Association:
         self._number = 0
         self._flight: OrderedDict[int, _Sent] = OrderedDict()
         self._in_flight = 0
-        self._written_off: OrderedDict[int, None] = OrderedDict()
+        self._written_off: OrderedDict[int, _Sent] = OrderedDict()
         self._reordering = _REORDERING
         self._others: deque[CreditFrame | ResetFrame | PingFrame] = deque()
         self._turn: deque[int] = deque()
         self._ready_at = now
         self._probe_at: float | None = None
         self._silences = 0
+        self._outage_at = float("-inf")  # when we last asked whether one is over
         self._probes = 0
         self._had_nothing = True
         self._limited_since_ack = True
@@ -251,7 +253,7 @@ class Association:
                     acked += 1
                     self._landed(sent)
                 elif number in self._written_off:
-                    del self._written_off[number]
+                    self._arrived(self._written_off.pop(number))
                     self._reordering = min(self._reordering * 2, _MOST_REORDERING)
         if newest is not None:
             self.pacer.on_rtt(now, max(now - newest.at - ack.delay, 1e-4))
@@ -265,6 +267,9 @@ class Association:
 
     def _landed(self, sent: _Sent) -> None:
         self._in_flight -= sent.size
+        self._arrived(sent)
+
+    def _arrived(self, sent: _Sent) -> None:
         for number, start, stop, fin in sent.parts:
             stream = self.streams.get(number)
             if stream is not None:
@@ -272,19 +277,19 @@ class Association:
                 self._close_if_done(stream)
 
     def _find_lost(self, top: int, newest: _Sent | None) -> int:
+        """Write off what must be lost; how much of it the link lost while it was up."""
         lost = []
-        for number in self._flight:
-            if number > top - self._reordering:
+        long_ago = newest.at - self.pacer.patience if newest is not None else float("-inf")
+        for number, sent in self._flight.items():
+            if number > top - self._reordering and sent.at >= long_ago:
                 break
             lost.append(number)
-        for number in lost:
-            self._write_off(number)
-        return len(lost)
+        return sum(self._write_off(number).at > self._outage_at for number in lost)
 
-    def _write_off(self, number: int) -> None:
+    def _write_off(self, number: int) -> _Sent:
         sent = self._flight.pop(number)
         self._in_flight -= sent.size
-        self._written_off[number] = None
+        self._written_off[number] = sent
         while len(self._written_off) > 2000:
             self._written_off.popitem(last=False)
         for stream_number, start, stop, fin in sent.parts:
@@ -299,13 +304,14 @@ class Association:
                     continue
             if not isinstance(other, PingFrame):
                 self._others.append(other)
+        return sent
 
     # -- sending -------------------------------------------------------------------------------------------------
 
     def datagrams(self, now: float) -> Iterator[bytes]:
         """Datagrams to be sent now."""
         if self._probe_at is not None and now >= self._probe_at:
-            self._ask(now)
+            yield from self._ask(now)
         if self._echo_at is not None and now >= self._echo_at:
             self._echo()
         while self._has_something():
@@ -346,21 +352,30 @@ class Association:
     @property
     def busy(self) -> bool:
         """Whether it has anything to send, or waits to hear that what it sent arrived, with a peer that answers."""
-        return self._silences <= 2 and (bool(self._flight) or self._has_something())
+        return self._silences <= _DOUBTS and (bool(self._flight) or self._has_something())
 
     def _has_something(self) -> bool:
         if self._others or self._probes > 0:
             return True
         return any(stream.sending.has_something for stream in self.streams.values())
 
-    def _ask(self, now: float) -> None:
-        """Too long a silence: send the oldest again, and a ping if there is nothing."""
+    def _ask(self, now: float) -> Iterator[bytes]:
+        """Too long a silence: send the oldest again, or a ping if there is nothing; in an outage nothing but pings.
+
+        What was last sent before an outage often arrived, and only its acknowledgement did not. The answer to a ping
+        acknowledges it, too: sent again it would be another trip's worth of the little time that the link is up.
+        """
         self._silences += 1
-        if self._flight:
-            self._write_off(next(iter(self._flight)))
-        self._probes = 1 if self._silences > 2 else 2
-        if not self._has_other_than_probes():
-            self._others.append(PingFrame())
+        if self._silences > _DOUBTS and self.heard:
+            self._outage_at = now
+            ping = PingFrame()
+            yield self._datagram(now, [*self._terms(), ping.encode()], (), (ping,))
+        else:
+            if self._flight:
+                self._write_off(next(iter(self._flight)))
+            self._probes = 2 if self._silences <= _DOUBTS else 1
+            if not self._has_other_than_probes():
+                self._others.append(PingFrame())
         self._set_probe(now)
 
     def _echo(self) -> None:

@@ -22,6 +22,7 @@ class SendHalf:
     _data: bytearray = field(default_factory=bytearray)
     _again: list[tuple[int, int]] = field(default_factory=list)
     _acked: list[tuple[int, int]] = field(default_factory=list)
+    _acked_to: dict[int, int] = field(default_factory=dict)  # of what is in `_acked`, by its start
 
     @property
     def end(self) -> int:
@@ -54,7 +55,7 @@ class SendHalf:
         while self._again:
             start, stop = self._again[0]
             start = max(start, self.base)
-            if start >= stop:
+            if start >= stop or self._acked_to.get(start, 0) >= stop:
                 heapq.heappop(self._again)
                 continue
             cut = min(stop, start + most)
@@ -77,8 +78,11 @@ class SendHalf:
         if fin:
             self.fin_acked = True
         heapq.heappush(self._acked, (start, stop))
+        self._acked_to[start] = max(stop, self._acked_to.get(start, 0))
         while self._acked and self._acked[0][0] <= self.base:
-            self._advance(heapq.heappop(self._acked)[1])
+            first, last = heapq.heappop(self._acked)
+            self._acked_to.pop(first, None)
+            self._advance(last)
 
     def lost(self, start: int, stop: int, fin: bool) -> None:
         """These bytes have to be sent again."""
