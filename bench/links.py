@@ -51,7 +51,7 @@ WASTE_BAR = 0.02
 OURS = "peat"
 # Links at these rates need no processor, whatever the tool; where a tool fills a faster one it has the machine alone.
 SLOW = ("geo", "lossy-geo", "manet", "radio", "ship", "window")
-BUSY_TOOLS = {"lte": (OURS, "curl+bearer"), "leo": (OURS, "curl+bearer", "aria2", "iroh")}
+BUSY_TOOLS = {"lte": (OURS, "curl+bearer"), "leo": (OURS, "curl+bearer", "aria2")}
 SPLITS_AT_ONCE = 3
 # Both ends of ours are Python: more of them than this at once wait for the processor, not for the link.
 OURS_AT_ONCE = 3 * (os.cpu_count() or 1)
@@ -441,6 +441,8 @@ def _bars(run: Run, rows: Sequence[dict[str, Any]]) -> None:
         if profile in SCHEDULED:
             run.at_least(f"completed, {where}", ours["completed"], len(ours["runs"]))
             run.at_most(f"refetched by the agents' account / package, {where}", _own_waste(ours), WASTE_BAR)
+            if ours["agents"] == 1:
+                run.at_most(f"refetched / package as the link counts it, {where}", ours["refetched"], WASTE_BAR)
         others = [row for name, row in here.items() if name != OURS]
         if others:
             best = max(others, key=lambda row: row["fill"] or 0.0)
