@@ -342,6 +342,22 @@ def test_nobody_is_taken_for_dead_while_nothing_comes_to_anybody() -> None:
     assert thrift.mine(90.0, ALL, set()) == ALL
 
 
+def test_who_has_its_own_share_does_not_take_an_outage_for_the_others_standing_still() -> None:
+    thrift = Thrift("a", DIGESTS)
+    thrift.observe(0.0, ("a", "b"), {"b": 0}, heard=0.0)
+    theirs = ALL - thrift.mine(0.0, ALL, set())
+
+    def mine_after(began: int, ended: int, up: bool) -> set[int]:
+        for second in range(began, ended):
+            thrift.observe(second, ("a", "b"), {"b": 20}, heard=second - 0.5 if up else began - 0.5)
+        return thrift.mine(ended - 1.0, theirs, set())
+
+    assert not mine_after(1, 4, up=True)
+    assert not mine_after(4, 60, up=False)
+    assert not mine_after(60, 64, up=True)  # the link is back: b has its time again
+    assert mine_after(64, 70, up=True) == theirs  # and no more
+
+
 @pytest.mark.parametrize(
     ("fed", "death", "most"), [(False, False, 1.15), (False, True, 1.5), (True, False, 1.05), (True, True, 1.15)]
 )

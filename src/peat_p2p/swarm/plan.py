@@ -131,10 +131,12 @@ class Plan:
         held: str = "",
         *,
         fed: bool = False,
+        heard: float | None = None,
     ) -> Decision:
         """Decide. `pieces_of` tells what each connected peer (by endpoint id) has; `held` is a reason to hold back.
 
-        `fed` says that feeds can bring the own share from outside.
+        `fed` says that feeds can bring the own share from outside; `heard`, if known, when anything last came from
+        there.
         """
         begun = frozenset(piece for piece in partial if piece in missing)
         if held:
@@ -146,7 +148,7 @@ class Plan:
             return self._among_all(now, missing, begun, candidates, pieces_of)
         counts = {name: sum(pieces) for name, pieces in pieces_of.items() if name in neighbours}
         fetching = [name for name, peer in neighbours.items() if not peer.complete and not peer.kin]
-        self._thrift.observe(now, fetching, counts)
+        self._thrift.observe(now, fetching, counts, heard)
         at_site = _had(pieces_of[name] for name in counts).intersection(missing)
         # A neighbour that says it is complete has what is missing, though it may not be connected yet.
         hoped = self._hoped(now, neighbours, counts)

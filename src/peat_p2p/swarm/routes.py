@@ -73,9 +73,15 @@ class Routes:
         if self._bearers is not None and peer.metadata is not None:
             self._bearers.ring(peer.metadata, answered)
 
+    def heard(self, peer: PeerCandidate) -> float:
+        """When a peer last gave a sign of life by UDP, by the loop's clock; minus infinity if it never did."""
+        if self._bearers is None or peer.metadata is None:
+            return float("-inf")
+        return self._bearers.heard(peer.metadata)
+
     def heard_since(self, peer: PeerCandidate, when: float) -> bool:
         """Whether a peer gave a sign of life by UDP after a moment of the loop's clock."""
-        return self._bearers is not None and peer.metadata is not None and self._bearers.heard(peer.metadata) > when
+        return self.heard(peer) > when
 
     def round_trip(self, peer: PeerCandidate) -> float:
         """Seconds to a peer and back by the bearer; 0 when that is not known."""

@@ -21,6 +21,7 @@ from peat_p2p.swarm.torrents import Reading, Torrent
 log = logging.getLogger(__name__)
 _COMPLETE_OUTSIDE = 2
 _PARTING_S = 3.0
+_QUIET_S = 1.5
 _UNWANTED = 0
 _PRIORITIES = (4, 7)  # ordinary; before all others
 
@@ -69,7 +70,8 @@ class Steering:
         self._owed = frozenset().union(*owes.values())
         partial = self._owed.union(*gave.values(), begun)
         now = around.clock.monotonic()
-        decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held, fed=bool(givers))
+        heard = self._heard_outside(candidates, now)
+        decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held, fed=bool(givers), heard=heard)
         if decision.inside:
             strangers = pieces_of.keys() - {peer.endpoint_id for peer in candidates if self._plan.near(peer)}
             if not before.inside:
@@ -106,6 +108,22 @@ class Steering:
         if not near:
             return candidates
         return [*near, *self._few([peer for peer in candidates if not self._plan.near(peer)])]
+
+    def _heard_outside(self, candidates: Sequence[PeerCandidate], now: float) -> float | None:
+        """When anybody outside last gave a sign of life; None where others than bearers lead there, too.
+
+        Who has fetched its own share hears nothing from outside: it asks, or it would take the others for idle when
+        it is the link that is down.
+        """
+        routes = self._around.routes
+        outside = [peer for peer in candidates if not self._plan.near(peer)]
+        if not outside or len(outside) == len(candidates) or not all(map(routes.far, outside)):
+            return None
+        heard = max(map(routes.heard, outside))
+        if now - heard > _QUIET_S:
+            for peer in [peer for peer in outside if peer.complete][:_COMPLETE_OUTSIDE]:
+                routes.ring(peer, None)
+        return heard
 
     def _few(self, outside: Sequence[PeerCandidate]) -> Sequence[PeerCandidate]:
         """Whom of those beyond a thin link to connect to: each connection costs, and complete holders the least."""

@@ -20,6 +20,7 @@ GRACE_S = 6.0
 MIN_PATIENCE_S = 5.0
 _PATIENCE_CHUNKS = 4.0
 _MOST_FIRST_S = 30.0  # the holder may not have been in reach before
+_OUTAGE_S = 5.0  # of silence of all outside
 _REMEMBERED = 4
 _MOST_RANKED = 32  # members that are weighed for every chunk; more of them stand on a ring
 _POINTS = 32  # of each member on a ring: shares differ by about a fifth
@@ -45,12 +46,25 @@ class Thrift:
     _chunk_time: float = 0.0
     _last_own: float | None = None
     _first_look: float | None = None
+    _heard: float = 0.0
     _owes: bool = False
 
-    def observe(self, now: float, members: Collection[str], held: Mapping[str, int]) -> None:
-        """Take in who fetches at this site (by documents), and how many chunks each connected one has."""
+    def observe(
+        self, now: float, members: Collection[str], held: Mapping[str, int], heard: float | None = None
+    ) -> None:
+        """Take in who fetches at this site (by documents), and how many chunks each connected one has.
+
+        `heard` is when anything last came from outside, if that is known: through an outage nobody gets on, and for
+        that nobody's share is taken over.
+        """
         if self._first_look is None:
-            self._first_look = now
+            self._first_look = self._heard = now
+        if heard is None:
+            heard = now
+        elif heard - self._heard > _OUTAGE_S:
+            for known in self._members.values():
+                known.progress = max(known.progress, heard)
+        self._heard = max(self._heard, heard)
         for name in [name for name in self._members if name not in members]:
             del self._members[name]
         for name in members:
@@ -100,7 +114,7 @@ class Thrift:
         alive = [self.me]
         # While nothing comes to this agent either, though it asked, it is the link that stands still.
         asked = self._first_look if self._last_own is None else self._last_own
-        moved = asked if self._owes and asked is not None else now
+        moved = min(asked if self._owes and asked is not None else now, self._heard)
         for name, member in self._members.items():
             still, limit = (
                 (moved - member.progress, self.patience) if member.connected else (now - member.seen, GRACE_S)
