@@ -83,7 +83,7 @@ async def test_a_line_that_breaks_is_made_anew_and_loses_no_byte(
     node, content, slow_reads, monkeypatch, breaking
 ) -> None:
     ann, bob = node("ann"), node("bob")
-    package = ann.publish(content(size=4_000_000))
+    package = ann.publish(content(size=8_000_000))
     await (await ann.start(site="s")).seed(package)
     lines: list[DirectLine] = []
     real = DirectLine.__init__
