@@ -15,6 +15,7 @@ from bench.net.profiles import PROFILES
 from bench.net.shape import Outage, Pipe, Shape
 from peat_p2p.swarm.bearers import frames
 from peat_p2p.swarm.bearers.association import Association
+from peat_p2p.swarm.bearers.bundle import Bundle
 from peat_p2p.swarm.bearers.pace import START_PACKETS
 
 
@@ -299,3 +300,71 @@ def test_what_is_said_twice_stays_a_small_share() -> None:
     assert len(link.got["a"][stream.number]) == 60_000
     up = link.pipes["b"].counters
     assert 60_000 + up.sent_packets * 20 < up.sent_bytes < 60_000 + up.sent_packets * 70 + 6 * frames.MAX_DATAGRAM
+
+
+def _shared(name: str, size: int, seed: str) -> tuple[list[float], Pipe]:
+    """One giver sends `size` bytes to each of three behind one link: the seconds each took, and the link there."""
+    shape, now = PROFILES[name].down, 100.0
+    down, up = Pipe(shape, seed + "d", epoch=now), Pipe(PROFILES[name].up, seed + "u", epoch=now)
+    bundle = Bundle()
+    pairs = [(Association(number, False, now), Association(number, True, now)) for number in range(3)]
+    for giver, _ in pairs:
+        giver.bundle = bundle
+        bundle.members.append(giver)
+    streams = [taker.open_stream().number for _, taker in pairs]
+    for (_, taker), stream in zip(pairs, streams, strict=True):
+        taker.write(stream, b"give", fin=True)
+    done: dict[int, float] = {}
+    asked: set[int] = set()
+    events: list[tuple[float, int, int, int, bytes]] = []
+    serial = 0
+    while len(done) < 3 and now < 1000.0:
+        for number, pair in enumerate(pairs):
+            for side, pipe in enumerate((down, up)):
+                for datagram in pair[side].datagrams(now):
+                    at = pipe.accept(now, len(datagram) + 28)
+                    if at is not None:
+                        serial += 1
+                        heapq.heappush(events, (at, serial, number, side, datagram))
+        times = [at for pair in pairs for end in pair if (at := end.next_at(now)) is not None]
+        now = max(now + 1e-5, min([*times, events[0][0]] if events else times))
+        while events and events[0][0] <= now:
+            _, _, number, side, datagram = heapq.heappop(events)
+            other = pairs[number][1 - side]
+            for one in other.receive(frames.decode(datagram), len(datagram) + 28, now):
+                other.consume(one.stream, sum(map(len, one.data)))
+                if one.fin and side == 0:
+                    done[number] = now - 100.0
+                elif one.fin and number not in asked:
+                    asked.add(number)
+                    pairs[number][0].write(streams[number], bytes(size), fin=True)
+    return sorted(done.values()), down
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "offered"),
+    [("lte", 0.85, 1.1), ("geo", 0.8, 1.12), ("lossy-geo", 0.8, 1.14), ("manet", 0.8, 1.35), ("radio", 0.78, 1.8)],
+)
+def test_three_behind_one_link_get_equal_parts_and_fill_it(name: str, least: float, offered: float) -> None:
+    shape = PROFILES[name].down
+    size = max(200_000, min(2_500_000, int(shape.rate / 8 * 10)))
+    runs = [_shared(name, size, seed) for seed in "123"]
+    ideal = 3 * size * 8 / (shape.rate * (1 - shape.mean_loss))
+    assert statistics.median(ideal / took[-1] for took, _ in runs) > least
+    assert statistics.median(took[0] / took[-1] for took, _ in runs) > 0.75
+    assert statistics.median(down.counters.offered_bytes / 3 / size for _, down in runs) < offered
+
+
+def test_one_that_is_alone_has_the_link_and_takes_over_what_another_leaves() -> None:
+    bundle = Bundle()
+    one, two = Association(1, False, 0.0), Association(2, False, 0.0)
+    bundle.members += [one, two]
+    assert bundle.part(one, 0.0) == (0.0, 1)
+    for member, latest in ((one, 9e4), (two, 1e4)):
+        member.open_stream()
+        member.write(2, b"x")
+        member.pacer.hungry, member.pacer.latest = True, latest
+    assert bundle.part(one, 1.0) == bundle.part(two, 1.0) == (5e4, 2)
+    one.pacer.hungry = False  # it has nothing more to send
+    assert bundle.part(two, 1.5) == (1e5, 1)
+    assert bundle.part(two, 60.0) == (0.0, 1)

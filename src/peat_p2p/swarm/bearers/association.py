@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peat_p2p.swarm.bearers import frames
 from peat_p2p.swarm.bearers.arrivals import Arrivals
+from peat_p2p.swarm.bearers.bundle import Bundle
 from peat_p2p.swarm.bearers.frames import (
     AckFrame,
     CreditFrame,
@@ -23,7 +24,7 @@ from peat_p2p.swarm.bearers.frames import (
     TermsFrame,
 )
 from peat_p2p.swarm.bearers.pace import Pacer
-from peat_p2p.swarm.bearers.streams import ReceiveHalf, SendHalf
+from peat_p2p.swarm.bearers.streams import Arrived, Stream
 
 IDLE_S = 900.0
 MAX_STREAMS = 256
@@ -52,26 +53,6 @@ class _Sent:
     others: tuple[CreditFrame | ResetFrame | PingFrame, ...]
 
 
-@dataclass(slots=True)
-class Stream:
-    """Both halves of a stream."""
-
-    number: int
-    sending: SendHalf = field(default_factory=SendHalf)
-    receiving: ReceiveHalf = field(default_factory=ReceiveHalf)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Bytes of a stream in order. `new`: the other side has begun it; `fin`: they are its last; `reset`: it broke."""
-
-    stream: int
-    data: tuple[bytes, ...] = ()
-    new: bool = False
-    fin: bool = False
-    reset: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the link has shown."""
@@ -91,6 +72,7 @@ class Association:
         self.connection = connection
         self.opener = opener
         self.pacer = Pacer(frames.MAX_DATAGRAM + 28)
+        self.bundle = Bundle()  # with which it shares the link
         self.heard = False  # the other side has answered: it is where it says it is
         self.last_heard = now
         self.streams: dict[int, Stream] = {}
@@ -263,6 +245,7 @@ class Association:
             self._set_probe(now)
         sent_at = newest.at if newest is not None else None
         self.pacer.on_ack(now, ack.clock, ack.received, acked, lost, self._in_flight, self._limited_since_ack, sent_at)
+        self.pacer.share(now, *self.bundle.part(self, now))
         self._limited_since_ack = self._had_nothing
 
     def _landed(self, sent: _Sent) -> None:

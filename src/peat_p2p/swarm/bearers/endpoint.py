@@ -1,12 +1,14 @@
 """The UDP socket of the bearers, and the associations behind it.
 
-Owns the socket, the timers and who is reached where. An association belongs to whoever knows its number: when its
-newest packet comes from another address (a rebound NAT, another path), answers go there from then on.
+Owns the socket, the timers, who is reached where and who shares a link. An association belongs to whoever knows its
+number: when its newest packet comes from another address (a rebound NAT, another path), answers go there from then on.
+Peers of one network (IPv4: /24, IPv6: /64) are taken to be behind one link, as the agents of a site are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import secrets
 import socket
@@ -16,13 +18,16 @@ from typing import Self
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.errors import UnavailableError
 from peat_p2p.swarm.bearers import frames
-from peat_p2p.swarm.bearers.association import IDLE_S, Arrived, Association, Stream
+from peat_p2p.swarm.bearers.association import IDLE_S, Association
+from peat_p2p.swarm.bearers.bundle import Bundle
+from peat_p2p.swarm.bearers.streams import Arrived, Stream
 
 log = logging.getLogger(__name__)
 MAX_ASSOCIATIONS = 512
 _BATCH = 64
 _BUFFER = 4 << 20
 _SWEEP_S = 30.0
+_NETWORK_BITS = {4: 24, 6: 64}
 
 Address = tuple[str, int]
 
@@ -62,6 +67,7 @@ class Endpoint:
         self._busy: dict[int, Link] = {}  # those that share the limit
         self._links: dict[int, Link] = {}
         self._by_peer: dict[HostPort, Link] = {}
+        self._bundles: dict[str, Bundle] = {}  # by network
         host, port = sock.getsockname()[:2]
         self.address = HostPort(host, port)
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -107,6 +113,7 @@ class Endpoint:
             link = Link(Association(number, True, self._loop.time()), (peer.host, peer.port))
             self._links[number] = link
             self._by_peer[peer] = link
+            self._tie(link)
         return link
 
     def known(self, peer: HostPort) -> Link | None:
@@ -187,6 +194,7 @@ class Endpoint:
                 return None
             link = Link(Association(packet.connection, False, self._loop.time()), address)
             self._links[packet.connection] = link
+            self._tie(link)
         try:
             arrived = link.association.receive(packet, len(datagram) + 28, self._loop.time())
         except ValueError as error:
@@ -195,13 +203,28 @@ class Endpoint:
             return None
         if packet.number > link.newest:
             link.newest = packet.number
-            link.address = address
+            if link.address != address:
+                self._untie(link)
+                link.address = address
+                self._tie(link)
         for one in arrived:
             self._on_arrived(link, one)
         return link
 
+    def _tie(self, link: Link) -> None:
+        """Have an association share a link with those whose peers are in the same network."""
+        bundle = link.association.bundle = self._bundles.setdefault(_network(link.address), Bundle())
+        bundle.members.append(link.association)
+
+    def _untie(self, link: Link) -> None:
+        bundle = link.association.bundle
+        bundle.members.remove(link.association)
+        if not bundle.members:
+            self._bundles = {network: one for network, one in self._bundles.items() if one is not bundle}
+
     def _drop(self, link: Link) -> None:
         self._links.pop(link.association.connection, None)
+        self._untie(link)
         if self._busy.pop(link.association.connection, None) is not None:
             self._cap()
         if link.timer is not None:
@@ -218,3 +241,8 @@ class Endpoint:
             if now - link.association.last_heard > IDLE_S:
                 self._drop(link)  # whoever still wants something begins anew
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+
+def _network(address: Address) -> str:
+    host = ipaddress.ip_address(address[0].partition("%")[0])
+    return str(ipaddress.ip_network((host, _NETWORK_BITS[host.version]), strict=False))

@@ -20,12 +20,14 @@ _LEAST_TRAIN = 4  # packets
 _FLOODED = 2  # packets lost for each that came: what comes, comes as fast as the link lets it
 MIN_WINDOW_PACKETS = 4
 _FLOOR_PACKETS = 4  # per round trip, whatever was measured
+_STEP_UP = 2.0  # what is sent of a part of a shared link, to what came of late
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
 _START_GAIN = 2.77
 _PROBE_GAIN = 1.12
 _DRAIN_GAIN = 0.75  # a full queue is gone when we hear of it
 _BOLD_GAIN = 1.3  # after a probe that found more
 _CYCLE = (_PROBE_GAIN, 0.92, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+_AFTER_PROBE = 2
 _QUIET_STEP = 4  # losses seen from here on are not of the probe's making
 _WINDOW_GAIN = 2.0
 _YIELD, _YIELD_MORE, _LONG_QUEUES = 0.95, 0.85, 1.3
@@ -64,6 +66,9 @@ class Pacer:
     def __init__(self, packet_bytes: int, rtt: float = 0.5) -> None:
         self.packet_bytes = packet_bytes
         self.ceiling = 0.0  # bytes per second that `rate` never exceeds; 0 is none
+        self.hungry = False  # of late there was always more to send
+        self.latest = 0.0  # bytes per second that arrived of late
+        self._part, self._among = 0.0, 1
         self.phase = Phase.START
         self.min_rtt = rtt  # the shortest round trip of late: the link without its queue
         self.bandwidth = 0.0  # bytes per second that arrive when the link is full; 0 while nothing is known
@@ -91,7 +96,6 @@ class Pacer:
         self._before_probe = 0.0
         self._acked_in_step = 0
         self._lost_in_step = 0
-        self._latest = 0.0
         self._clock_high = 0.0
         self._clock_seen = -1.0
         self._refresh()
@@ -100,7 +104,10 @@ class Pacer:
         """Work out what is asked for with every packet."""
         self.min_rtt = min((rtt for _, rtt in self._rtts), default=self.smooth_rtt)
         self.bandwidth = max((rate for _, rate in self._rates), default=0.0)
-        self.rate = max(self._rate(), _FLOOR_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01))
+        if self._part:
+            # Step by step: the link may after all not be one for all of them.
+            self.bandwidth = min(self._part, self.bandwidth * _STEP_UP or self._part)
+        self.rate = max(self._rate(), _FLOOR_PACKETS * self.packet_bytes / max(self.min_rtt, 0.01) / self._among)
         if self.ceiling:
             # A cap is a promise to whoever pays for the link: also the start and the floor keep it.
             self.rate = min(self.rate, self.ceiling)
@@ -110,6 +117,18 @@ class Pacer:
         """Never send faster than `ceiling` bytes per second from now on; 0 is no cap."""
         self.ceiling = ceiling
         self._refresh()
+
+    def share(self, now: float, part: float, among: int) -> None:
+        """Others use the same link, which is divided among so many: `part` bytes per second are for this one.
+
+        (0, 1) if it has the link alone.
+        """
+        self._part, self._among = part, among
+        self._refresh()
+        if part and self.phase is not Phase.CRUISE:
+            self._rates.append((self._round, self.bandwidth))
+            self._cruise(now, _AFTER_PROBE)
+            self._refresh()
 
     def _rate(self) -> float:
         if self.phase is Phase.START:
@@ -189,6 +208,7 @@ class Pacer:
                 self._grown += acked * self.packet_bytes
         sample = self._sample(clock, received, limited, sent_at)
         if sample is not None:
+            self.hungry = not sample[1]
             self._learn(*sample)
             self._refresh()
         if now >= self._round_ends:
@@ -196,7 +216,7 @@ class Pacer:
             full = in_flight > max(2 * self.bandwidth * self.min_rtt, START_PACKETS * self.packet_bytes)
             self._next_round(now, limited and not (full and self.phase is Phase.START))
         if self.phase is Phase.DRAIN and in_flight <= self.bandwidth * self.min_rtt:
-            self._cruise(now, 2)
+            self._cruise(now, _AFTER_PROBE)
         if self.phase is Phase.CRUISE and now >= self._step_ends:
             self._next_step(now, in_flight)
         self._refresh()
@@ -252,8 +272,8 @@ class Pacer:
             points.append(_Point(clock, received, limited, sent_at))
             return None
         limited = any(point.limited for point in points)
-        self._latest = (received - first.received) / (clock - first.clock)
-        return self._latest, limited
+        self.latest = (received - first.received) / (clock - first.clock)
+        return self.latest, limited
 
     def _learn(self, sample: float, limited: bool) -> None:
         # What arrives while we have little to say is our rate, not the link's: a slow trickle must not become a limit.
@@ -287,7 +307,7 @@ class Pacer:
             self._stale_rounds += 1
             crowded = crowded or (shortest != float("inf") and shortest > self.min_rtt * 1.25 + _START_QUEUE_S)
         if crowded and not self.bandwidth:
-            self._learn(self._latest, False)
+            self._learn(self.latest, False)
             self._refresh()
         if self.bandwidth and (self._stale_rounds >= _ROUNDS_WITHOUT_GROWTH or crowded):
             self.phase = Phase.DRAIN
@@ -319,9 +339,9 @@ class Pacer:
         if self._looked >= _ENOUGH_RTTS:
             self._queue = max(0.0, self._shortest - self.min_rtt)
             self._look_anew()
-        if self._step == 2:
+        if self._step == _AFTER_PROBE:
             self._bold = self.bandwidth > self._before_probe * 1.05
-        self._step = 0 if self._step == 2 and self._bold else (self._step + 1) % len(_CYCLE)
+        self._step = 0 if self._step == _AFTER_PROBE and self._bold else (self._step + 1) % len(_CYCLE)
         if self._step == 0:
             self._before_probe = self.bandwidth
         self._step_ends = now + self._step_seconds

@@ -18,8 +18,9 @@ from enum import IntEnum
 
 from peat_p2p.core.address import HostPort
 from peat_p2p.core.waiting import within
-from peat_p2p.swarm.bearers.association import Arrived, Reading, Stream
+from peat_p2p.swarm.bearers.association import Reading
 from peat_p2p.swarm.bearers.endpoint import Endpoint, Link
+from peat_p2p.swarm.bearers.streams import Arrived, Stream
 
 log = logging.getLogger(__name__)
 _READ = 1 << 16

@@ -1,4 +1,4 @@
-"""The two halves of a stream: bytes to be sent until acknowledged, and bytes put back into order. Pure."""
+"""A stream and its two halves: bytes to be sent until acknowledged, and bytes put back into order. Pure."""
 
 from __future__ import annotations
 
@@ -156,3 +156,23 @@ class ReceiveHalf:
             self.credit = self.consumed + WINDOW
             return True
         return False
+
+
+@dataclass(slots=True)
+class Stream:
+    """Both halves of a stream."""
+
+    number: int
+    sending: SendHalf = field(default_factory=SendHalf)
+    receiving: ReceiveHalf = field(default_factory=ReceiveHalf)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Bytes of a stream in order. `new`: the other side has begun it; `fin`: they are its last; `reset`: it broke."""
+
+    stream: int
+    data: tuple[bytes, ...] = ()
+    new: bool = False
+    fin: bool = False
+    reset: bool = False
