@@ -299,7 +299,7 @@ class Association:
             self._echo()
         while self._has_something():
             if self._probes <= 0:
-                if self._in_flight >= self._window() or now < self._ready_at:
+                if self._in_flight >= self._window() or now < self._free_at:
                     break
             else:
                 self._probes -= 1
@@ -319,7 +319,7 @@ class Association:
         """When `datagrams` should be asked again, unless something happens before."""
         times = [at for at in (self._ack_at, self._probe_at, self._echo_at) if at is not None]
         if self._has_something() and (self._in_flight < self._window() or self._probes > 0):
-            times.append(max(self._ready_at, now))
+            times.append(max(self._free_at, now))
         return min(times, default=None)
 
     def reading(self) -> Reading:
@@ -331,6 +331,10 @@ class Association:
         if not self.heard and not self.opener:
             return _UNPROVEN_PACKETS * frames.MAX_DATAGRAM  # it may not be who the datagrams seem to come from
         return self.pacer.window
+
+    @property
+    def _free_at(self) -> float:
+        return max(self._ready_at, self.bundle.free_at)
 
     @property
     def busy(self) -> bool:
@@ -474,6 +478,7 @@ class Association:
             self._in_flight += size
             self._had_nothing = False
             self._ready_at = max(self._ready_at, now - _CATCH_UP_S) + size / self.pacer.rate
+            self.bundle.sent(size, now)
             if self._probe_at is None:
                 self._set_probe(now)
         return datagram
