@@ -41,7 +41,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Givers take a while for each chunk."""
     real = Seeds.read
-    monkeypatch.setattr(Seeds, "read", lambda self, chunk: (time.sleep(0.02), real(self, chunk))[1])
+    monkeypatch.setattr(Seeds, "read", lambda self, chunk: (time.sleep(0.05), real(self, chunk))[1])
 
 
 async def test_a_neighbour_gives_a_package_by_a_line_and_the_taker_seeds_it(node, content, dialled) -> None:
@@ -83,7 +83,7 @@ async def test_a_line_that_breaks_is_made_anew_and_loses_no_byte(
     node, content, slow_reads, monkeypatch, breaking
 ) -> None:
     ann, bob = node("ann"), node("bob")
-    package = ann.publish(content(size=8_000_000))
+    package = ann.publish(content(size=4_000_000))
     await (await ann.start(site="s")).seed(package)
     lines: list[DirectLine] = []
     real = DirectLine.__init__
