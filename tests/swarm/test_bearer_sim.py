@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -302,12 +302,10 @@ def test_what_is_said_twice_stays_a_small_share() -> None:
     assert 60_000 + up.sent_packets * 20 < up.sent_bytes < 60_000 + up.sent_packets * 70 + 6 * frames.MAX_DATAGRAM
 
 
-def _shared(name: str, size: int, seed: str) -> tuple[list[float], Pipe]:
-    """One giver sends `size` bytes to each of three behind one link: the seconds each took, and the link there."""
-    shape, now = PROFILES[name].down, 100.0
-    down, up = Pipe(shape, seed + "d", epoch=now), Pipe(PROFILES[name].up, seed + "u", epoch=now)
-    bundle = Bundle()
-    pairs = [(Association(number, False, now), Association(number, True, now)) for number in range(3)]
+def _give(pipes: Sequence[tuple[Pipe, Pipe]], sizes: Sequence[int]) -> list[float]:
+    """One giver sends so many bytes to each, by these ways down and up: the seconds it took each of them."""
+    now, bundle = 100.0, Bundle()
+    pairs = [(Association(number, False, now), Association(number, True, now)) for number in range(len(sizes))]
     for giver, _ in pairs:
         giver.bundle = bundle
         bundle.members.append(giver)
@@ -318,9 +316,9 @@ def _shared(name: str, size: int, seed: str) -> tuple[list[float], Pipe]:
     asked: set[int] = set()
     events: list[tuple[float, int, int, int, bytes]] = []
     serial = 0
-    while len(done) < 3 and now < 1000.0:
+    while len(done) < len(pairs) and now < 1000.0:
         for number, pair in enumerate(pairs):
-            for side, pipe in enumerate((down, up)):
+            for side, pipe in enumerate(pipes[number]):
                 for datagram in pair[side].datagrams(now):
                     at = pipe.accept(now, len(datagram) + 28)
                     if at is not None:
@@ -334,11 +332,15 @@ def _shared(name: str, size: int, seed: str) -> tuple[list[float], Pipe]:
             for one in other.receive(frames.decode(datagram), len(datagram) + 28, now):
                 other.consume(one.stream, sum(map(len, one.data)))
                 if one.fin and side == 0:
-                    done[number] = now - 100.0
+                    done.setdefault(number, now - 100.0)
                 elif one.fin and number not in asked:
                     asked.add(number)
-                    pairs[number][0].write(streams[number], bytes(size), fin=True)
-    return sorted(done.values()), down
+                    pairs[number][0].write(streams[number], bytes(sizes[number]), fin=True)
+    return [done[number] for number in range(len(pairs))]
+
+
+def _way(down: Shape, up: Shape, seed: str) -> tuple[Pipe, Pipe]:
+    return Pipe(down, seed + "d", epoch=100.0), Pipe(up, seed + "u", epoch=100.0)
 
 
 @pytest.mark.parametrize(
@@ -348,11 +350,21 @@ def _shared(name: str, size: int, seed: str) -> tuple[list[float], Pipe]:
 def test_three_behind_one_link_get_equal_parts_and_fill_it(name: str, least: float, offered: float) -> None:
     shape = PROFILES[name].down
     size = max(200_000, min(2_500_000, int(shape.rate / 8 * 10)))
-    runs = [_shared(name, size, seed) for seed in "123"]
     ideal = 3 * size * 8 / (shape.rate * (1 - shape.mean_loss))
-    assert statistics.median(ideal / took[-1] for took, _ in runs) > least
-    assert statistics.median(took[0] / took[-1] for took, _ in runs) > 0.75
-    assert statistics.median(down.counters.offered_bytes / 3 / size for _, down in runs) < offered
+    ways = [_way(shape, PROFILES[name].up, seed) for seed in "123"]
+    runs = [sorted(_give([way] * 3, [size] * 3)) for way in ways]
+    assert statistics.median(ideal / took[-1] for took in runs) > least
+    assert statistics.median(took[0] / took[-1] for took in runs) > 0.75
+    assert statistics.median(down.counters.offered_bytes / 3 / size for down, _ in ways) < offered
+
+
+def test_who_has_a_link_of_its_own_is_told_from_those_who_share_one() -> None:
+    wide, thin = (Shape(rate=rate, delay=0.3, loss=0.01) for rate in (2e6, 250e3))
+    ways = [_way(shape, shape, seed) for shape, seed in ((wide, "1"), (thin, "2"))]
+    sizes = [int(shape.rate / 8 * 60) for shape in (wide, thin)]
+    took = _give(ways, sizes)
+    assert max(took) < 60 / 0.99 / 0.8
+    assert ways[1][0].counters.offered_bytes < sizes[1] * 1.35
 
 
 def test_one_that_is_alone_has_the_link_and_takes_over_what_another_leaves() -> None:

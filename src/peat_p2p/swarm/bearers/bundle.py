@@ -40,7 +40,9 @@ class Bundle:
     def part(self, member: Member, now: float) -> tuple[float, int]:
         """The bytes per second that are a member's, and among how many the link is divided; (0, 1): it has it alone."""
         memory = max(_LEAST_MEMORY_S, _MEMORY_ROUNDS * member.pacer.min_rtt)
-        hungry = [one for one in self.members if one.pacer.hungry and one.busy]
+        if member.pacer.is_apart(now):
+            return 0.0, 1
+        hungry = [one for one in self.members if one.pacer.hungry and one.busy and not one.pacer.is_apart(now)]
         if len(hungry) > 1:
             self._crowded_at = now
         if now - self._crowded_at > memory:

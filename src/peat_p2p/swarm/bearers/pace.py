@@ -21,6 +21,8 @@ _FLOODED = 2  # packets lost for each that came: what comes, comes as fast as th
 MIN_WINDOW_PACKETS = 4
 _FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _STEP_UP = 2.0  # what is sent of a part of a shared link, to what came of late
+# Who cannot grow into its part for so many round trips has another link than the others, and is left out for a while.
+_SHORT, _GROWN, _SHORT_ROUNDS, _APART_S = 1.5, 1.1, 8, 60.0
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
 _START_GAIN = 2.77
 _PROBE_GAIN = 1.12
@@ -69,6 +71,8 @@ class Pacer:
         self.hungry = False  # of late there was always more to send
         self.latest = 0.0  # bytes per second that arrived of late
         self._part, self._among = 0.0, 1
+        self._short_of, self._short_since = 0.0, 0.0
+        self._apart_until, self._apart_s = float("-inf"), _APART_S
         self.phase = Phase.START
         self.min_rtt = rtt  # the shortest round trip of late: the link without its queue
         self.bandwidth = 0.0  # bytes per second that arrive when the link is full; 0 while nothing is known
@@ -125,6 +129,11 @@ class Pacer:
         """
         self._part, self._among = part, among
         self._refresh()
+        own = max((rate for _, rate in self._rates), default=0.0)
+        if part <= own * _SHORT or own > self._short_of * _GROWN:
+            self._short_of, self._short_since = own, now
+        elif now - self._short_since > _SHORT_ROUNDS * max(self.min_rtt, _MIN_SAMPLE_S):
+            self._apart_until, self._apart_s = now + self._apart_s, 2 * self._apart_s
         if part and self.phase is not Phase.CRUISE:
             self._rates.append((self._round, self.bandwidth))
             self._cruise(now, _AFTER_PROBE)
@@ -160,6 +169,10 @@ class Pacer:
         seconds = self.min_rtt + self.rtt_spread + _LATENESS_S
         bytes_in_pipe = self.bandwidth * seconds / (1.0 - min(self.loss, _MAX_COMPENSATED_LOSS))
         return max(MIN_WINDOW_PACKETS * self.packet_bytes, bytes_in_pipe * _WINDOW_GAIN)
+
+    def is_apart(self, now: float) -> bool:
+        """Whether its link has turned out to be another than that of those that it was taken to share it with."""
+        return now < self._apart_until
 
     @property
     def patience(self) -> float:
