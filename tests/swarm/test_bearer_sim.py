@@ -33,27 +33,45 @@ class Imagined:
         self.rtts: list[float] = []
 
     def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> None:
-        end = self.now + until
-        while self.now < end and not stop():
-            for side in "ab":
-                for datagram in self.ends[side].datagrams(self.now):
-                    arrives = self.pipes[side].accept(self.now, len(datagram) + 28)
-                    if arrives is not None:
-                        self.serial += 1
-                        heapq.heappush(self.events, (arrives, self.serial, side, datagram))
-            times = [self.events[0][0]] if self.events else []
-            times += [at for side in "ab" if (at := self.ends[side].next_at(self.now)) is not None]
-            if not times:
-                return
-            self.now = max(self.now + 1e-5, min(times))
-            while self.events and self.events[0][0] <= self.now:
-                _, _, side, datagram = heapq.heappop(self.events)
-                other = "b" if side == "a" else "a"
-                for one in self.ends[other].receive(frames.decode(datagram), len(datagram) + 28, self.now):
-                    self.got[other].setdefault(one.stream, bytearray()).extend(b"".join(one.data))
-                    self.ends[other].consume(one.stream, sum(map(len, one.data)))
-                    if one.fin:
-                        self.ended[other].add(one.stream)
+        run_together([self], until, stop)
+
+    def send(self) -> None:
+        for side in "ab":
+            for datagram in self.ends[side].datagrams(self.now):
+                arrives = self.pipes[side].accept(self.now, len(datagram) + 28)
+                if arrives is not None:
+                    self.serial += 1
+                    heapq.heappush(self.events, (arrives, self.serial, side, datagram))
+
+    def times(self) -> list[float]:
+        times = [self.events[0][0]] if self.events else []
+        return times + [at for side in "ab" if (at := self.ends[side].next_at(self.now)) is not None]
+
+    def deliver(self) -> None:
+        while self.events and self.events[0][0] <= self.now:
+            _, _, side, datagram = heapq.heappop(self.events)
+            other = "b" if side == "a" else "a"
+            for one in self.ends[other].receive(frames.decode(datagram), len(datagram) + 28, self.now):
+                self.got[other].setdefault(one.stream, bytearray()).extend(b"".join(one.data))
+                self.ends[other].consume(one.stream, sum(map(len, one.data)))
+                if one.fin:
+                    self.ended[other].add(one.stream)
+
+
+def run_together(links: Sequence[Imagined], until: float, stop: Callable[[], bool]) -> None:
+    """Run links on one clock, which may share their pipes."""
+    now = links[0].now
+    end = now + until
+    while now < end and not stop():
+        for link in links:
+            link.send()
+        times = [at for link in links for at in link.times()]
+        if not times:
+            return
+        now = max(now + 1e-5, min(times))
+        for link in links:
+            link.now = now
+            link.deliver()
 
 
 def transfer(link: Imagined, size: int, seconds: float) -> float:
@@ -304,39 +322,25 @@ def test_what_is_said_twice_stays_a_small_share() -> None:
 
 def _give(pipes: Sequence[tuple[Pipe, Pipe]], sizes: Sequence[int]) -> list[float]:
     """One giver sends so many bytes to each, by these ways down and up: the seconds it took each of them."""
-    now, bundle = 100.0, Bundle()
-    pairs = [(Association(number, False, now), Association(number, True, now)) for number in range(len(sizes))]
-    for giver, _ in pairs:
-        giver.bundle = bundle
-        bundle.members.append(giver)
-    streams = [taker.open_stream().number for _, taker in pairs]
-    for (_, taker), stream in zip(pairs, streams, strict=True):
-        taker.write(stream, b"give", fin=True)
+    bundle, links = Bundle(), [Imagined(Shape()) for _ in sizes]
+    for link, (down, up) in zip(links, pipes, strict=True):
+        link.pipes = {"a": down, "b": up}
+        link.ends["a"].bundle = bundle
+        bundle.members.append(link.ends["a"])
+        link.ends["b"].write(link.ends["b"].open_stream().number, b"give", fin=True)
+    run_together(links, 30.0, lambda: all(link.ended["a"] for link in links))
+    for link, size in zip(links, sizes, strict=True):
+        link.ends["a"].write(1, bytes(size), fin=True)
     done: dict[int, float] = {}
-    asked: set[int] = set()
-    events: list[tuple[float, int, int, int, bytes]] = []
-    serial = 0
-    while len(done) < len(pairs) and now < 1000.0:
-        for number, pair in enumerate(pairs):
-            for side, pipe in enumerate(pipes[number]):
-                for datagram in pair[side].datagrams(now):
-                    at = pipe.accept(now, len(datagram) + 28)
-                    if at is not None:
-                        serial += 1
-                        heapq.heappush(events, (at, serial, number, side, datagram))
-        times = [at for pair in pairs for end in pair if (at := end.next_at(now)) is not None]
-        now = max(now + 1e-5, min([*times, events[0][0]] if events else times))
-        while events and events[0][0] <= now:
-            _, _, number, side, datagram = heapq.heappop(events)
-            other = pairs[number][1 - side]
-            for one in other.receive(frames.decode(datagram), len(datagram) + 28, now):
-                other.consume(one.stream, sum(map(len, one.data)))
-                if one.fin and side == 0:
-                    done.setdefault(number, now - 100.0)
-                elif one.fin and number not in asked:
-                    asked.add(number)
-                    pairs[number][0].write(streams[number], bytes(sizes[number]), fin=True)
-    return [done[number] for number in range(len(pairs))]
+
+    def all_done() -> bool:
+        for number, link in enumerate(links):
+            if link.ended["b"]:
+                done.setdefault(number, link.now - 100.0)
+        return len(done) == len(links)
+
+    run_together(links, 1000.0, all_done)
+    return [done[number] for number in range(len(links))]
 
 
 def _way(down: Shape, up: Shape, seed: str) -> tuple[Pipe, Pipe]:

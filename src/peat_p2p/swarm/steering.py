@@ -63,17 +63,19 @@ class Steering:
         peers have, by endpoint id, as they say themselves.
         """
         around, before = self._around, self.decision
-        endpoints = {peer_fingerprint(peer.endpoint_id): peer.endpoint_id for peer in candidates}
-        pieces_of = {endpoints[peer.peer]: peer.pieces for peer in reading.peers if peer.peer in endpoints}
+        near = [peer for peer in candidates if self._plan.near(peer)]
+        outside = [peer for peer in candidates if not self._plan.near(peer)]
+        known = {peer_fingerprint(peer.endpoint_id): peer for peer in candidates}
+        pieces_of = {known[peer.peer].endpoint_id: peer.pieces for peer in reading.peers if peer.peer in known}
         pieces_of |= told
         owes, gave = self._torrent.debts()
         self._owed = frozenset().union(*owes.values())
         partial = self._owed.union(*gave.values(), begun)
         now = around.clock.monotonic()
-        heard = self._heard_outside(candidates, now)
+        heard = self._heard(outside, now) if near else None
         decision = self._plan.decide(now, pieces, partial, candidates, pieces_of, held, fed=bool(givers), heard=heard)
         if decision.inside:
-            strangers = pieces_of.keys() - {peer.endpoint_id for peer in candidates if self._plan.near(peer)}
+            strangers = pieces_of.keys() - {peer.endpoint_id for peer in near}
             if not before.inside:
                 self._inside_since = now
             if strangers and now - self._inside_since < _PARTING_S:
@@ -84,10 +86,9 @@ class Steering:
         for priority, now_at, was_at in zip(_PRIORITIES, _classes(decision), _classes(before), strict=True):
             self._torrent.want((now_at - was_at) & free, priority)
         self._torrent.want((before.wanted - decision.wanted) & free, _UNWANTED)
-        led = {peer.peer for peer in reading.peers if peer.outgoing and around.routes.by_bearer(peer.address)}
-        far = [around.routes.round_trip(peer) for peer in candidates if peer_fingerprint(peer.endpoint_id) in led]
+        led = [peer for peer in reading.peers if peer.outgoing and around.routes.by_bearer(peer.address)]
+        far = [around.routes.round_trip(known[peer.peer]) for peer in led if peer.peer in known]
         around.torrents.round_trip(self._torrent, max(far, default=0.0))
-        near = [peer for peer in candidates if self._plan.near(peer)]
         if (decision.inside, decision.reason) != (before.inside, before.reason):
             log.debug(
                 "%s: %s, %d of %d missing wanted (%s), connected to %s",
@@ -107,17 +108,16 @@ class Steering:
             return [*near, *givers] if decision.apart else near
         if not near:
             return candidates
-        return [*near, *self._few([peer for peer in candidates if not self._plan.near(peer)])]
+        return [*near, *self._few(outside)]
 
-    def _heard_outside(self, candidates: Sequence[PeerCandidate], now: float) -> float | None:
+    def _heard(self, outside: Sequence[PeerCandidate], now: float) -> float | None:
         """When anybody outside last gave a sign of life; None where others than bearers lead there, too.
 
         Who has fetched its own share hears nothing from outside: it asks, or it would take the others for idle when
         it is the link that is down.
         """
         routes = self._around.routes
-        outside = [peer for peer in candidates if not self._plan.near(peer)]
-        if not outside or len(outside) == len(candidates) or not all(map(routes.far, outside)):
+        if not outside or not all(map(routes.far, outside)):
             return None
         heard = max(map(routes.heard, outside))
         if now - heard > _QUIET_S:

@@ -23,7 +23,7 @@ from peat_p2p.swarm.bearers.frames import (
     StreamFrame,
     TermsFrame,
 )
-from peat_p2p.swarm.bearers.pace import Pacer
+from peat_p2p.swarm.bearers.pace import Pacer, next_send
 from peat_p2p.swarm.bearers.streams import Arrived, Stream
 
 IDLE_S = 900.0
@@ -38,7 +38,6 @@ _YOUNG_S = 120.0
 # On a slow link packets are smaller, so that one does not hold it up for longer; headers are then a larger part of it.
 _HOLD_UP_S, _SMALLEST_DATAGRAM, _FIRST_DATAGRAM = 0.4, 500, 700
 _UNPROVEN_PACKETS = 3
-_CATCH_UP_S = 0.005
 _TERMS_EVERY = 16  # packets
 _PACKETS_AN_ACK, _MOST_ACK_S = 12, 0.05
 _ECHO_PACKETS = 6
@@ -477,7 +476,7 @@ class Association:
             self._flight[number] = _Sent(now, size, parts, others)
             self._in_flight += size
             self._had_nothing = False
-            self._ready_at = max(self._ready_at, now - _CATCH_UP_S) + size / self.pacer.rate
+            self._ready_at = next_send(self._ready_at, now, size, self.pacer.rate)
             self.bundle.sent(size, now)
             if self._probe_at is None:
                 self._set_probe(now)

@@ -220,7 +220,7 @@ class Endpoint:
         bundle = link.association.bundle
         bundle.members.remove(link.association)
         if not bundle.members:
-            self._bundles = {network: one for network, one in self._bundles.items() if one is not bundle}
+            del self._bundles[_network(link.address)]
 
     def _drop(self, link: Link) -> None:
         self._links.pop(link.association.connection, None)

@@ -23,6 +23,7 @@ _FLOOR_PACKETS = 4  # per round trip, whatever was measured
 _STEP_UP = 2.0  # what is sent of a part of a shared link, to what came of late
 # Who cannot grow into its part for so many round trips has another link than the others, and is left out for a while.
 _SHORT, _GROWN, _SHORT_ROUNDS, _APART_S = 1.5, 1.1, 8, 60.0
+_CATCH_UP_S = 0.005
 _LATENESS_S = 0.02  # of timers and acknowledgements: on a short path more than the path itself
 _START_GAIN = 2.77
 _PROBE_GAIN = 1.12
@@ -44,6 +45,14 @@ _ROUNDS_WITHOUT_GROWTH = 3
 _CROWDED_LOSS = 0.15
 _DOUBT = 1.5  # so many times the usual deviation of round trips is put down to jitter
 _ENOUGH_RTTS = 12  # the least of fewer is not yet the way without its jitter
+
+
+def next_send(free_at: float, now: float, size: int, rate: float) -> float:
+    """When the next packet may leave after one of `size` bytes that leaves now, at `rate` bytes per second.
+
+    `free_at` is when this one might have left; what a timer is late is made up for, if it is not much.
+    """
+    return max(free_at, now - _CATCH_UP_S) + size / rate
 
 
 class Phase(Enum):
@@ -107,7 +116,7 @@ class Pacer:
     def _refresh(self) -> None:
         """Work out what is asked for with every packet."""
         self.min_rtt = min((rtt for _, rtt in self._rtts), default=self.smooth_rtt)
-        self.bandwidth = max((rate for _, rate in self._rates), default=0.0)
+        self.bandwidth = self._own
         if self._part:
             # Step by step: the link may after all not be one for all of them.
             self.bandwidth = min(self._part, self.bandwidth * _STEP_UP or self._part)
@@ -116,6 +125,11 @@ class Pacer:
             # A cap is a promise to whoever pays for the link: also the start and the floor keep it.
             self.rate = min(self.rate, self.ceiling)
         self.window = self._window()
+
+    @property
+    def _own(self) -> float:
+        """Bytes per second that arrived at best of late."""
+        return max((rate for _, rate in self._rates), default=0.0)
 
     def cap(self, ceiling: float) -> None:
         """Never send faster than `ceiling` bytes per second from now on; 0 is no cap."""
@@ -127,15 +141,16 @@ class Pacer:
 
         (0, 1) if it has the link alone.
         """
-        self._part, self._among = part, among
-        self._refresh()
-        own = max((rate for _, rate in self._rates), default=0.0)
+        if (part, among) != (self._part, self._among):
+            self._part, self._among = part, among
+            self._refresh()
+        own = self._own
         if part <= own * _SHORT or own > self._short_of * _GROWN:
             self._short_of, self._short_since = own, now
         elif now - self._short_since > _SHORT_ROUNDS * max(self.min_rtt, _MIN_SAMPLE_S):
             self._apart_until, self._apart_s = now + self._apart_s, 2 * self._apart_s
         if part and self.phase is not Phase.CRUISE:
-            self._rates.append((self._round, self.bandwidth))
+            self._learn(self.bandwidth, False)
             self._cruise(now, _AFTER_PROBE)
             self._refresh()
 

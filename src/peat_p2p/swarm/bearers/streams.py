@@ -21,8 +21,8 @@ class SendHalf:
     fin_acked: bool = False
     _data: bytearray = field(default_factory=bytearray)
     _again: list[tuple[int, int]] = field(default_factory=list)
-    _acked: list[tuple[int, int]] = field(default_factory=list)
-    _acked_to: dict[int, int] = field(default_factory=dict)  # of what is in `_acked`, by its start
+    _acked: list[int] = field(default_factory=list)  # where what has arrived ahead of `base` starts
+    _acked_to: dict[int, int] = field(default_factory=dict)  # and where it stops
 
     @property
     def end(self) -> int:
@@ -77,12 +77,11 @@ class SendHalf:
         """These bytes have arrived."""
         if fin:
             self.fin_acked = True
-        heapq.heappush(self._acked, (start, stop))
+        if start not in self._acked_to:
+            heapq.heappush(self._acked, start)
         self._acked_to[start] = max(stop, self._acked_to.get(start, 0))
-        while self._acked and self._acked[0][0] <= self.base:
-            first, last = heapq.heappop(self._acked)
-            self._acked_to.pop(first, None)
-            self._advance(last)
+        while self._acked and self._acked[0] <= self.base:
+            self._advance(self._acked_to.pop(heapq.heappop(self._acked)))
 
     def lost(self, start: int, stop: int, fin: bool) -> None:
         """These bytes have to be sent again."""
