@@ -384,3 +384,13 @@ def test_one_that_is_alone_has_the_link_and_takes_over_what_another_leaves() -> 
     one.pacer.hungry = False  # it has nothing more to send
     assert bundle.part(two, 1.5) == (1e5, 1)
     assert bundle.part(two, 60.0) == (0.0, 1)
+
+
+def test_who_says_little_is_not_taken_for_one_with_a_link_of_its_own() -> None:
+    pacer = Association(1, False, 0.0).pacer
+    for hungry in (False, True):
+        pacer.hungry = hungry
+        for second in range(30):
+            now = 100.0 * hungry + second
+            pacer.share(now, 1e4 if second == 0 else 9e4, 2)
+        assert pacer.is_apart(now) == hungry

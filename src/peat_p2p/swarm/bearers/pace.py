@@ -145,7 +145,7 @@ class Pacer:
             self._part, self._among = part, among
             self._refresh()
         own = self._own
-        if part <= own * _SHORT or own > self._short_of * _GROWN:
+        if not self.hungry or part <= own * _SHORT or own > self._short_of * _GROWN:
             self._short_of, self._short_since = own, now
         elif now - self._short_since > _SHORT_ROUNDS * max(self.min_rtt, _MIN_SAMPLE_S):
             self._apart_until, self._apart_s = now + self._apart_s, 2 * self._apart_s
